@@ -1,0 +1,3 @@
+"""Stable Diffusion without PyTorch at inference time."""
+
+__version__ = "0.1.0"

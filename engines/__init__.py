@@ -1,0 +1,1 @@
+"""How one graph is executed. Knows nothing of diffusion."""

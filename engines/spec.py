@@ -1,0 +1,56 @@
+"""What goes into a graph and what comes out: one table, from which everything else is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import GraphMismatch
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output. A string in `shape` is a free dimension, equal wherever its name recurs."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """The inputs and outputs of one graph, in the graph's own order."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def check_feeds(self, feeds: Mapping[str, Array]) -> None:
+        """Raise `GraphMismatch` unless `feeds` has exactly the inputs of this graph, in fitting dtypes and shapes."""
+        names = {spec.name for spec in self.inputs}
+        if missing := names - feeds.keys():
+            raise GraphMismatch(f"{self.name}: missing input {', '.join(sorted(missing))}")
+        if unknown := feeds.keys() - names:
+            raise GraphMismatch(
+                f"{self.name}: unknown input {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}"
+            )
+        sizes: dict[str, int] = {}
+        for spec in self.inputs:
+            self._check_tensor(spec, feeds[spec.name], sizes)
+
+    def _check_tensor(self, spec: TensorSpec, value: Array, sizes: dict[str, int]) -> None:
+        where = f"{self.name}.{spec.name}"
+        if value.dtype != np.dtype(spec.dtype):
+            raise GraphMismatch(
+                f"{where}: dtype {value.dtype}, expected {spec.dtype}; convert with .astype({spec.dtype!r})"
+            )
+        wanted = [sizes.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(spec.shape, value.shape)]
+        if value.ndim != len(spec.shape) or list(value.shape) != wanted:
+            shape = ", ".join(f"{d}={sizes[d]}" if d in sizes else str(d) for d in spec.shape)
+            raise GraphMismatch(f"{where}: shape {tuple(value.shape)}, expected ({shape})")

@@ -1,0 +1,1 @@
+"""From a torch checkpoint to a bundle. The only place that imports torch."""

@@ -1,0 +1,1 @@
+"""The denoising loop and what is around it, in NumPy."""

@@ -1,0 +1,16 @@
+"""Stable Diffusion 1.x: one CLIP text encoder, a UNet, an AutoencoderKL."""
+
+from __future__ import annotations
+
+from .base import Component, Family
+
+SD1 = Family(
+    pipeline_classes=("StableDiffusionPipeline",),
+    components=(
+        Component(folder="text_encoder", weights="model.safetensors"),
+        Component(folder="unet"),
+        Component(folder="vae_decoder"),
+        Component(folder="vae_encoder"),
+        Component(folder="image_encoder", weights="model.safetensors", optional=True),
+    ),
+)
