@@ -1,0 +1,111 @@
+"""Noise levels and timesteps, before any sampler: all in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgediffusion.engines.errors import UsageError
+
+from ..arrays import F64
+from .config import SchedulerConfig, pick
+
+
+def _squaredcos_cap_v2(config: SchedulerConfig) -> F64:
+    # arXiv:2102.09672 eq. 17, betas capped at 0.999
+    t = np.linspace(0, 1, config.num_train_timesteps + 1)
+    alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas: F64 = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    return betas
+
+
+BETA_SCHEDULES: dict[str, Callable[[SchedulerConfig], F64]] = {
+    "linear": lambda c: np.linspace(c.beta_start, c.beta_end, c.num_train_timesteps),
+    "scaled_linear": lambda c: np.linspace(c.beta_start**0.5, c.beta_end**0.5, c.num_train_timesteps) ** 2,
+    "squaredcos_cap_v2": _squaredcos_cap_v2,
+}
+
+
+def alphas_cumprod(config: SchedulerConfig) -> F64:
+    """Signal power at each training timestep, prod(1 - beta), shape (num_train_timesteps,), in [0, 1)."""
+    if config.trained_betas is not None:
+        betas = np.asarray(config.trained_betas, np.float64)
+    else:
+        betas = pick("beta_schedule", config.beta_schedule, BETA_SCHEDULES)(config)
+    result: F64 = (1 - betas).cumprod(dtype=np.float64)
+    if config.rescale_betas_zero_snr:
+        # arXiv:2305.08891 alg. 1
+        root = np.sqrt(result)
+        result[:] = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return result
+
+
+def train_sigmas(config: SchedulerConfig) -> F64:
+    """Noise over signal at each training timestep, sqrt((1 - a) / a), rising, shape (num_train_timesteps,)."""
+    a = alphas_cumprod(config)
+    if config.rescale_betas_zero_snr:
+        a[-1] = 2**-24  # diffusers keeps the last sigma finite so
+    return np.sqrt((1 - a) / a)
+
+
+# arXiv:2305.08891 table 2: n timesteps below `stop`; where `skip` is 1, the lowest of n + 1 is left out.
+def _linspace(config: SchedulerConfig, n: int, stop: int, skip: int) -> F64:
+    return np.linspace(0, stop - 1, n + skip)[::-1][:n]
+
+
+def _leading(config: SchedulerConfig, n: int, stop: int, skip: int) -> F64:
+    stride = stop // (n + skip)
+    return np.arange(skip, n + skip, dtype=np.float64)[::-1] * stride + config.steps_offset
+
+
+def _trailing(config: SchedulerConfig, n: int, stop: int, skip: int) -> F64:
+    # There is nothing at 0 to skip. Rounding makes `arange` one too long for some n (61, 103, ...).
+    timesteps: F64 = np.arange(stop, 0, -config.num_train_timesteps / n)[:n].round() - 1
+    return timesteps
+
+
+TIMESTEP_SPACINGS = {"linspace": _linspace, "leading": _leading, "trailing": _trailing}
+
+
+def spaced_timesteps(
+    config: SchedulerConfig, num_inference_steps: int, *, stop: int | None = None, skip_lowest: bool = False
+) -> F64:
+    """Descending timesteps below `stop` (default num_train_timesteps), shape (num_inference_steps,).
+
+    Raises:
+        UsageError: num_inference_steps is not in 1 to num_train_timesteps, or the spacing is unknown.
+    """
+    if not 1 <= num_inference_steps <= config.num_train_timesteps:
+        raise UsageError(f"num_inference_steps {num_inference_steps}; wanted 1 to {config.num_train_timesteps}")
+    space = pick("timestep_spacing", config.timestep_spacing, TIMESTEP_SPACINGS)
+    stop = config.num_train_timesteps if stop is None else stop
+    timesteps = space(config, num_inference_steps, stop, int(skip_lowest))
+    if num_inference_steps > 1 and timesteps[0] == timesteps[-1]:
+        raise UsageError(
+            f"num_inference_steps {num_inference_steps} with timestep_spacing {config.timestep_spacing!r}: "
+            "all timesteps are the same; use fewer steps"
+        )
+    return timesteps
+
+
+def karras_sigmas(config: SchedulerConfig, sigmas: F64, num_inference_steps: int) -> F64:
+    """arXiv:2206.00364 eq. 5 with rho = 7, between the config's sigma_max and sigma_min, else the ends of `sigmas`.
+
+    `sigmas` fall; so does the result, of shape (num_inference_steps,).
+    """
+    sigma_max = sigmas[0] if config.sigma_max is None else config.sigma_max
+    sigma_min = sigmas[-1] if config.sigma_min is None else config.sigma_min
+    rho = 7.0
+    return np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_inference_steps) ** rho
+
+
+def timesteps_at(sigmas: F64, train: F64) -> F64:
+    """The (fractional) training timesteps at which the noise level is `sigmas`, interpolated in log sigma."""
+    return np.interp(np.log(sigmas), np.log(train), np.arange(len(train)))
+
+
+def with_final_sigma(config: SchedulerConfig, sigmas: F64, train: F64) -> F64:
+    """`sigmas` (calls,) and the level at which the run ends: (calls + 1,)."""
+    last = pick("final_sigmas_type", config.final_sigmas_type, {"zero": 0.0, "sigma_min": float(train[0])})
+    return np.append(sigmas, last)
