@@ -1,11 +1,15 @@
-"""The protocol that every backend fulfils."""
+"""The protocol that every backend fulfils, and the checks that all of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol
 
+import numpy as np
+
+from .errors import GraphMismatch, UsageError
 from .spec import Array, GraphSpec
 
 
@@ -22,11 +26,16 @@ class Engine(Protocol):
 
         Raises:
             GraphMismatch: `feeds` and the constants bound do not fit `spec`.
+            EngineError: the graph fails while it runs.
+            UsageError: the engine is closed.
         """
         ...
 
     def bind(self, constants: Mapping[str, Array]) -> Engine:
-        """An engine over the same graph for which these inputs are given; where there is a device, they stay on it."""
+        """An engine over the same graph for which these inputs are given; where there is a device, they stay on it.
+
+        The two are closed separately; the graph's memory goes with the last of them.
+        """
         ...
 
     def close(self) -> None:
@@ -38,3 +47,53 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class HostEngine:
+    """An `Engine` over `run`, a function from checked host arrays to host arrays; `run` holds the graph."""
+
+    def __init__(self, spec: GraphSpec, run: Callable[[Mapping[str, Array]], dict[str, Array]]) -> None:
+        self._spec = spec
+        self._run: Callable[[Mapping[str, Array]], dict[str, Array]] | None = run
+        self._constants: dict[str, Array] = {}
+
+    @property
+    def spec(self) -> GraphSpec:
+        """Names, dtypes and symbolic shapes of the inputs and outputs."""
+        return self._spec
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Engine`."""
+        if self._run is None:
+            raise UsageError(f"{self._spec.name}: this engine is closed; open it again")
+        self._refuse_bound(feeds)
+        merged = {**self._constants, **feeds}
+        self._spec.check_feeds(merged)
+        outputs = self._run(merged)
+        self._spec.check_outputs(outputs)
+        return outputs
+
+    def bind(self, constants: Mapping[str, Array]) -> HostEngine:
+        """See `Engine`. The constants are copied."""
+        self._refuse_bound(constants)
+        self._spec.check_feeds(constants, partial=True)
+        bound = copy.copy(self)
+        bound._constants = self._constants | {name: np.array(value) for name, value in constants.items()}
+        return bound
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._run = None
+        self._constants = {}
+
+    def __enter__(self) -> HostEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _refuse_bound(self, feeds: Mapping[str, Array]) -> None:
+        if twice := feeds.keys() & self._constants.keys():
+            raise GraphMismatch(f"{self._spec.name}: input {', '.join(sorted(twice))} is bound already; leave it out")

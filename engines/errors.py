@@ -4,8 +4,10 @@
     ├── UsageError (ValueError)             an argument that cannot be used
     │   └── UnknownName (ValueError)        a name that is in no table; the message lists the known ones
     ├── BackendUnavailable (ImportError)    a backend, device or extra that is not installed or does not work here
-    ├── GraphMismatch (ValueError)          feeds that do not fit a graph's inputs
-    └── BundleError (ValueError)            a bundle that is missing, incomplete, altered or too new
+    ├── GraphMismatch (ValueError)          arrays that do not fit a graph's inputs or outputs
+    ├── EngineError (RuntimeError)          a graph that fails while it runs: out of memory, say
+    ├── BundleError (ValueError)            a bundle that is missing, incomplete, altered or too new
+    └── ExportError (ValueError)            a checkpoint that cannot become a bundle
 
 Every message is one line: which, got, wanted, what to do. The command line prints it and exits with status 2.
 """
@@ -31,12 +33,28 @@ class UnknownName(UsageError):
 
 
 class BackendUnavailable(EdgeDiffusionError, ImportError):
-    """A backend, device or extra that is not installed or does not work on this machine."""
+    """A backend, device or extra that is not installed or does not work on this machine.
+
+    `reason` says why, `remedy` is the one command that mends it.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason = reason
+        self.remedy = remedy
 
 
 class GraphMismatch(EdgeDiffusionError, ValueError):
-    """Feeds that do not fit a graph's inputs."""
+    """Arrays that do not fit a graph's inputs or outputs."""
+
+
+class EngineError(EdgeDiffusionError, RuntimeError):
+    """A graph that fails while it runs."""
 
 
 class BundleError(EdgeDiffusionError, ValueError):
     """A bundle that is missing, incomplete, altered or too new."""
+
+
+class ExportError(EdgeDiffusionError, ValueError):
+    """A checkpoint that cannot become a bundle: not readable, not complete, or its graphs disagree with torch."""

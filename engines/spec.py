@@ -31,18 +31,31 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def check_feeds(self, feeds: Mapping[str, Array]) -> None:
-        """Raise `GraphMismatch` unless `feeds` has exactly the inputs of this graph, in fitting dtypes and shapes."""
-        names = {spec.name for spec in self.inputs}
-        if missing := names - feeds.keys():
-            raise GraphMismatch(f"{self.name}: missing input {', '.join(sorted(missing))}")
-        if unknown := feeds.keys() - names:
+    def check_feeds(self, feeds: Mapping[str, Array], *, partial: bool = False) -> None:
+        """Raise `GraphMismatch` unless `feeds` has this graph's inputs in fitting dtypes and shapes.
+
+        All of them and no other; with `partial`, some may be missing.
+        """
+        self._check("input", self.inputs, feeds, partial=partial)
+
+    def check_outputs(self, outputs: Mapping[str, Array]) -> None:
+        """Raise `GraphMismatch` unless `outputs` has exactly this graph's outputs in fitting dtypes and shapes."""
+        self._check("output", self.outputs, outputs)
+
+    def _check(
+        self, kind: str, specs: tuple[TensorSpec, ...], values: Mapping[str, Array], *, partial: bool = False
+    ) -> None:
+        names = {spec.name for spec in specs}
+        if (missing := names - values.keys()) and not partial:
+            raise GraphMismatch(f"{self.name}: missing {kind} {', '.join(sorted(missing))}")
+        if unknown := values.keys() - names:
             raise GraphMismatch(
-                f"{self.name}: unknown input {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}"
+                f"{self.name}: unknown {kind} {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}"
             )
         sizes: dict[str, int] = {}
-        for spec in self.inputs:
-            self._check_tensor(spec, feeds[spec.name], sizes)
+        for spec in specs:
+            if spec.name in values:
+                self._check_tensor(spec, values[spec.name], sizes)
 
     def _check_tensor(self, spec: TensorSpec, value: Array, sizes: dict[str, int]) -> None:
         where = f"{self.name}.{spec.name}"
@@ -50,7 +63,9 @@ class GraphSpec:
             raise GraphMismatch(
                 f"{where}: dtype {value.dtype}, expected {spec.dtype}; convert with .astype({spec.dtype!r})"
             )
-        wanted = [sizes.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(spec.shape, value.shape)]
+        wanted = [
+            sizes.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(spec.shape, value.shape, strict=False)
+        ]
         if value.ndim != len(spec.shape) or list(value.shape) != wanted:
             shape = ", ".join(f"{d}={sizes[d]}" if d in sizes else str(d) for d in spec.shape)
             raise GraphMismatch(f"{where}: shape {tuple(value.shape)}, expected ({shape})")

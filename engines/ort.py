@@ -1,0 +1,89 @@
+"""ONNX Runtime, on the CPU or through another of its execution providers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnxruntime
+
+from .base import Engine, HostEngine
+from .errors import BackendUnavailable, BundleError, EngineError
+from .spec import Array, GraphSpec, TensorSpec
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+
+def open_engine(model: Path, spec: GraphSpec, device: str) -> Engine:
+    """See `registry.open_engine`."""
+    onnxruntime.set_default_logger_severity(4)
+    cuda = device != "cpu" and CUDA in onnxruntime.get_available_providers()
+    if device == "cuda" and not cuda:
+        raise BackendUnavailable(
+            f"onnxruntime {onnxruntime.__version__} here is built without CUDA",
+            "pip uninstall -y onnxruntime && pip install 'edgediffusion[cuda]'",
+        )
+    if cuda:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()
+    try:
+        # Without enable_fallback=0 a provider that fails prints a banner and leaves the work to the CPU.
+        session = onnxruntime.InferenceSession(
+            model, _options(), providers=[CUDA, CPU] if cuda else [CPU], enable_fallback=0
+        )
+    except Exception as error:
+        raise BundleError(f"{model}: ONNX Runtime cannot load it ({_one_line(error)}); export it again") from error
+    if device == "cuda" and CUDA not in session.get_providers():
+        raise _without_cuda()
+    _check_names(model, "inputs", spec.inputs, [node.name for node in session.get_inputs()])
+    _check_names(model, "outputs", spec.outputs, [node.name for node in session.get_outputs()])
+    return HostEngine(spec, functools.partial(_run, session, spec))
+
+
+def _without_cuda() -> BackendUnavailable:
+    """ONNX Runtime keeps the reason to itself, so this looks for the usual two."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return BackendUnavailable("no NVIDIA driver on this machine", "install it, or take device 'cpu'")
+    return BackendUnavailable(
+        "the CUDA libraries of onnxruntime-gpu are missing or do not fit", "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    )
+
+
+def _options() -> onnxruntime.SessionOptions:
+    """Measured with a 9M-parameter UNet (2x4x16x16) and a VAE decoder on 2 cores, ONNX Runtime 1.32.
+
+    All optimisations: 33 ms a UNet call against 36 with the basic ones, for 45 ms more when the session is made.
+    Memory patterns: no faster, and decoding 512 x 512 peaks at 697 MB with them, 409 MB without.
+    Spinning threads: for 200 microseconds at most a call takes 34 ms, as it does without a limit, but where other
+    programs run too it stays at 35 ms; without a limit it takes 38 to 200 ms there, for up to twice the CPU time.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "200")
+    return options
+
+
+def _check_names(model: Path, kind: str, specs: tuple[TensorSpec, ...], names: list[str]) -> None:
+    wanted = sorted(spec.name for spec in specs)
+    if sorted(names) != wanted:
+        raise BundleError(f"{model}: {kind} {', '.join(sorted(names))}, expected {', '.join(wanted)}; export it again")
+
+
+def _run(session: onnxruntime.InferenceSession, spec: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    names = [output.name for output in spec.outputs]
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:
+        raise EngineError(f"{spec.name}: ONNX Runtime failed ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

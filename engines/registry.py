@@ -1,0 +1,58 @@
+"""The backends. To add one: a module with `open_engine(model, spec, device)`, and a line here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .base import Engine
+from .errors import BackendUnavailable, UnknownName
+from .spec import GraphSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A way to execute graphs.
+
+    `extras` maps each device to the pip extra that brings it; `distributions` are the pip packages that provide
+    the backend, of which only one may be installed at a time.
+    """
+
+    module: str
+    extras: Mapping[str, str]
+    distributions: tuple[str, ...]
+
+
+BACKENDS: dict[str, Backend] = {
+    "ort": Backend(
+        module="edgediffusion.engines.ort",
+        extras={"cpu": "cpu", "cuda": "cuda"},
+        distributions=("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
+    )
+}
+
+
+def open_engine(model: Path, spec: GraphSpec, *, backend: str = "ort", device: str = "auto") -> Engine:
+    """Open the graph in the file `model`; `device` "auto" takes the best one that works here.
+
+    Raises:
+        UnknownName: there is no such backend, or it has no such device.
+        BackendUnavailable: the backend or device is not installed or does not work here.
+        BundleError: `model` or its weights are missing or damaged, or its inputs and outputs are not those of `spec`.
+    """
+    if backend not in BACKENDS:
+        raise UnknownName("backend", backend, BACKENDS)
+    extras = BACKENDS[backend].extras
+    if device not in ("auto", *extras):
+        raise UnknownName("device", device, ("auto", *extras))
+    try:
+        module = importlib.import_module(BACKENDS[backend].module)
+    except ImportError as error:
+        extra = extras.get(device, next(iter(extras.values())))
+        raise BackendUnavailable(
+            f"backend {backend!r} cannot be imported ({error})", f"pip install 'edgediffusion[{extra}]'"
+        ) from error
+    engine: Engine = module.open_engine(model, spec, device)
+    return engine
