@@ -1,0 +1,40 @@
+"""What exporting a component needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from edgediffusion.engines.spec import Array, GraphSpec
+
+from ..sources import Config
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One set of inputs for the parity check; `label` says what is special about it."""
+
+    label: str
+    feeds: dict[str, Array]
+
+
+Seen = Mapping[str, list[dict[str, Array]]]
+"""Component -> the outputs of torch for each of its samples. Components are exported in the family's order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One component. `folders` are where a checkpoint may keep it, `renames` and `skip` those of `sources.select`.
+
+    `samples` are realistic inputs, made from what earlier components gave; the first one is the example that is traced,
+    so its batch is 2 and its sizes are odd, and nothing about them becomes a constant of the graph.
+    """
+
+    module: Callable[[Config], nn.Module]
+    spec: Callable[[Config], GraphSpec]
+    samples: Callable[[Config, Seen], list[Sample]]
+    folders: tuple[str, ...]
+    renames: tuple[tuple[str, str], ...] = ()
+    skip: tuple[str, ...] = ()

@@ -1,0 +1,71 @@
+"""What the passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from edgediffusion.engines.spec import Array
+
+
+def rebuild(
+    model: onnx.ModelProto,
+    nodes: Iterable[onnx.NodeProto],
+    initializers: Iterable[onnx.TensorProto] | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """`model` with these nodes and initializers, where each input in `renamed` is replaced."""
+    names = {} if renamed is None else renamed
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    for node in nodes:
+        added = result.graph.node.add()
+        added.CopyFrom(node)
+        added.input[:] = [names.get(name, name) for name in node.input]
+    if initializers is not None:
+        kept = [copy_of(tensor) for tensor in initializers]
+        del result.graph.initializer[:]
+        result.graph.initializer.extend(kept)
+    return result
+
+
+def copy_of(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A copy of `tensor`."""
+    result = onnx.TensorProto()
+    result.CopyFrom(tensor)
+    return result
+
+
+def constants(model: onnx.ModelProto) -> dict[str, Array]:
+    """The initializers that are in the graph itself: everything but weights."""
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if not uses_external_data(t)}
+
+
+def outputs(model: onnx.ModelProto) -> set[str]:
+    """The names of the graph's outputs, which no pass may change."""
+    return {value.name for value in model.graph.output}
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """The TensorProto.DataType of every value that shape inference knows."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def attribute(node: onnx.NodeProto, name: str) -> object:
+    """The value of an attribute; None where `node` has none of this name."""
+    found = [onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name]
+    return found[0] if found else None
+
+
+def is_scalar(array: Array | None, value: float) -> bool:
+    """Whether `array` has no dimensions and equals `value`."""
+    return array is not None and array.ndim == 0 and bool(np.equal(array, value))

@@ -1,0 +1,36 @@
+"""What the exporter notes about itself is left out: stack traces, paths, versions, inferred shapes."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+IR_VERSION = 8  # the first with opset 18: every ONNX Runtime since 1.14 reads it
+PRODUCER = "edgediffusion"
+
+
+def strip(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Keep names, nodes, inputs, outputs and initializers only, so that a second export gives the same bytes."""
+    graph = helper.make_graph(
+        [_bare_node(node) for node in model.graph.node],
+        model.graph.name,
+        [_bare_value(value) for value in model.graph.input],
+        [_bare_value(value) for value in model.graph.output],
+        model.graph.initializer,
+    )
+    result: onnx.ModelProto = helper.make_model(
+        graph, opset_imports=model.opset_import, producer_name=PRODUCER, ir_version=IR_VERSION
+    )
+    return result
+
+
+def _bare_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    result = onnx.NodeProto(op_type=node.op_type, name=node.name, domain=node.domain)
+    result.input.extend(node.input)
+    result.output.extend(node.output)
+    result.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
+    return result
+
+
+def _bare_value(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    return onnx.ValueInfoProto(name=value.name, type=value.type)

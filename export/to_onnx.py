@@ -1,0 +1,116 @@
+"""The one call of torch's exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx import helper
+from onnxscript import opset18 as op
+from torch import nn
+
+from edgediffusion.engines.spec import GraphSpec
+
+from .families.base import Sample
+
+OPSET = 18
+
+
+def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample) -> onnx.ModelProto:
+    """The graph of `module`, traced with `example`, as torch's exporter leaves it; `passes` make it portable.
+
+    Free dimensions of `spec` stay free. Parameters are initializers under their PyTorch names, with no data: an external
+    location of no meaning.
+    """
+    arguments = tuple(torch.from_numpy(example.feeds[tensor.name]) for tensor in spec.inputs)
+    free = tuple(
+        {i: torch.export.Dim.DYNAMIC for i, d in enumerate(tensor.shape) if isinstance(d, str)}
+        for tensor in spec.inputs
+    )
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            torch.export.export(module, arguments, dynamic_shapes=free),
+            arguments,
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            custom_translation_table=TRANSLATIONS,
+        )
+    assert program is not None
+    model = program.model
+    for name in module.state_dict():
+        weight = model.graph.initializers[name]
+        weight.const_value = ir.ExternalTensor("weights", 0, 0, dtype=weight.dtype, shape=weight.shape, name=name)
+    return declare(ir.to_proto(model), spec)
+
+
+def declare(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
+    """Give the graph the inputs and outputs of `spec`; the exporter's own dimensions are symbols such as `s53`."""
+    for values, tensors in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
+        assert [value.name for value in values] == [tensor.name for tensor in tensors]
+        del values[:]
+        for tensor in tensors:
+            element = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+            values.append(helper.make_tensor_value_info(tensor.name, element, tensor.shape))
+    model.graph.name = spec.name
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings and loggers of torch, diffusers and transformers: their remarks are not about the user's model."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(query key^T scale + mask) value, arXiv:1706.03762 eq. 1: what backends know to fuse.
+
+    torch's own translation flattens to transpose, and scales both sides.
+    """
+    assert not is_causal and not enable_gqa
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = op.MatMul(op.Mul(query, op.Constant(value_float=scale)), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:
+        if attn_mask.dtype == ir.DataType.BOOL:
+            zero, minus_infinity = op.Constant(value_float=0.0), op.Constant(value_float=-float("inf"))
+            attn_mask = op.Where(attn_mask, zero, minus_infinity)
+        scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _split(tensor: Any, split_size: int, dim: int = 0) -> Any:
+    """torch's own translation makes a sequence, which few backends have."""
+    parts = -(-tensor.shape[dim] // split_size)
+    return op.Split(tensor, axis=dim, num_outputs=parts)
+
+
+TRANSLATIONS = {
+    torch.ops.aten.scaled_dot_product_attention.default: _attention,
+    torch.ops.aten.split.Tensor: _split,
+}

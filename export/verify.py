@@ -1,0 +1,59 @@
+"""Does the graph compute what torch computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgediffusion.engines.base import Engine
+from edgediffusion.engines.errors import ExportError
+from edgediffusion.engines.spec import Array, GraphSpec
+from edgediffusion.runtime.manifest import Parity
+
+from .families.base import Sample
+
+# Both sides compute in float32 and differ in the order of their sums only. Right graphs of tiny to full-size networks
+# stay within 1e-6 to 1e-5 of the largest output; a wrong operator, mask or weight is at 1e-2 and beyond.
+TOLERANCE = 1e-4
+
+
+def references(module: nn.Module, spec: GraphSpec, samples: Sequence[Sample]) -> list[dict[str, Array]]:
+    """What torch computes from each sample."""
+    results = []
+    with torch.inference_mode():
+        for sample in samples:
+            output = module(*(torch.from_numpy(sample.feeds[tensor.name]) for tensor in spec.inputs))
+            values = output if isinstance(output, tuple) else (output,)
+            results.append({t.name: value.numpy() for t, value in zip(spec.outputs, values, strict=True)})
+    return results
+
+
+def check_parity(engine: Engine, samples: Sequence[Sample], wanted: Sequence[dict[str, Array]]) -> Parity:
+    """Run each sample and compare with what torch gave.
+
+    Raises:
+        ExportError: one of them misses `TOLERANCE`.
+    """
+    errors = [relative_error(engine(sample.feeds), want) for sample, want in zip(samples, wanted, strict=True)]
+    worst = int(np.argmax(errors))
+    parity = Parity(error=errors[worst], tolerance=TOLERANCE, worst=samples[worst].label)
+    if not parity.error <= parity.tolerance:
+        raise ExportError(
+            f"{engine.spec.name}: off by {parity.error:.2g} of torch's largest output ({parity.worst}), "
+            f"tolerance {parity.tolerance:.2g}; bundle not written"
+        )
+    return parity
+
+
+def relative_error(got: dict[str, Array], want: dict[str, Array]) -> float:
+    """max |got - want| / max |want| of the worst output, in float64; infinite where either holds NaN."""
+    errors = []
+    for name, wanted in want.items():
+        scale = np.abs(wanted, dtype=np.float64).max()
+        error = np.abs(np.subtract(got[name], wanted, dtype=np.float64)).max()
+        error = error if scale == 0 else error / scale
+        errors.append(float("inf") if np.isnan(error) else float(error))
+    return max(errors)

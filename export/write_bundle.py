@@ -1,0 +1,128 @@
+"""A checkpoint becomes a bundle: every component, one at a time, then the manifest; all of it or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgediffusion.engines.errors import ExportError, UsageError
+from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
+from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
+
+from .component import Exported, export_component
+from .families import FAMILIES
+from .sources import MODEL_INDEX, Source, open_source, read_json, weight_files
+from .to_onnx import OPSET
+from .tokenizer import write_tokenizer
+
+COPIED = ("scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json", "README.md", "LICENSE")
+TOOLS = ("edgediffusion", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # components that diffusers can do without
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def export_bundle(
+    source: Path, out: Path, *, license: str | None = None, report: Callable[[str], None] = lambda line: None
+) -> Manifest:
+    """Write the bundle of the checkpoint `source` to the new folder `out`; `report` gets a line per stage.
+
+    `license` is that of the weights; None takes what the checkpoint says. `out` appears when everything is in it.
+
+    Raises:
+        UsageError: `out` is taken, or cannot be made.
+        ExportError, UnknownName: `source` is not a whole checkpoint of a known family, or a graph disagrees with torch.
+    """
+    checkpoint = open_source(source)
+    with _new_folder(out) as bundle:
+        exported, digests = _export_components(checkpoint, bundle, report)
+        report("tokenizer, scheduler and manifest")
+        _copy_settings(checkpoint, bundle)
+        manifest = Manifest(
+            family=checkpoint.family,
+            source=source.resolve().name,
+            source_sha256=digests,
+            dtype="float32",
+            weights_dtype=", ".join(sorted({DTYPES[d] for part in exported.values() for d in part.dtypes})),
+            opset=OPSET,
+            license=checkpoint.license() if license is None else license,
+            versions={tool: importlib.metadata.version(tool) for tool in TOOLS},
+            graphs={name: part.record for name, part in exported.items()},
+            files={path.relative_to(bundle).as_posix(): _file_record(path) for path in _files(bundle)},
+        )
+        (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place at the end, and is gone when anything goes wrong before."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out}: already exists; name a new folder, or remove it first")
+    try:
+        parent = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror}); name a folder inside an existing one") from None
+    with parent:
+        folder = Path(parent.name) / out.name
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.rmdir()
+        folder.rename(out)
+
+
+def _export_components(
+    source: Source, bundle: Path, report: Callable[[str], None]
+) -> tuple[dict[str, Exported], dict[str, str]]:
+    components = {component.folder: component for component in RUNTIME_FAMILIES[source.family].components}
+    exported: dict[str, Exported] = {}
+    digests: dict[str, str] = {}
+    for name, network in FAMILIES[source.family].items():
+        folder = source.component(network.folders)
+        if folder is None and components[name].optional:
+            continue
+        if folder is None:
+            wanted = " or ".join(f"{name}/config.json" for name in network.folders)
+            raise ExportError(f"{source.folder}: {wanted} is missing")
+        report(f"{name}: exporting")
+        config = read_json(folder / "config.json")
+        seen = {name: part.outputs for name, part in exported.items()}
+        exported[name] = export_component(folder, config, components[name], network, seen, bundle)
+        shutil.copyfile(folder / "config.json", bundle / name / "config.json")
+        digests |= {path.relative_to(source.folder).as_posix(): _digest(path) for path in weight_files(folder)}
+        parity = exported[name].record.parity
+        report(f"{name}: off by {parity.error:.1e} of torch's largest output (tolerance {parity.tolerance:.0e})")
+    return exported, digests
+
+
+def _copy_settings(source: Source, bundle: Path) -> None:
+    for name in COPIED:
+        if (source.folder / name).is_file():
+            (bundle / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source.folder / name, bundle / name)
+    write_tokenizer(source.folder / "tokenizer", bundle / "tokenizer")
+    left_out = (key for key in source.index if key in OPTIONAL and not (bundle / key).is_dir())
+    index = source.index | {key: [None, None] for key in left_out}
+    (bundle / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _file_record(path: Path) -> FileRecord:
+    return FileRecord(bytes=path.stat().st_size, sha256=_digest(path))
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
