@@ -25,7 +25,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far a graph is from torch: max |graph - torch| / max |torch| over all outputs of the worst sample, in float64."""
+    """Distance of a graph from torch: max |graph - torch| / max |torch|, worst sample and output, in float64."""
 
     error: float
     tolerance: float
@@ -77,7 +77,7 @@ class Manifest:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise BundleError(
-                f"{bundle}: no bundle here ({MANIFEST} is missing); write one with: edgediffusion export SOURCE {bundle}"
+                f"{bundle}: no bundle here, {MANIFEST} is missing; write one with: edgediffusion export SOURCE {bundle}"
             ) from None
         except (OSError, ValueError) as error:
             raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from None

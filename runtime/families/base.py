@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +18,12 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model family. `pipeline_classes` are the `_class_name`s of `model_index.json` that belong to it."""
+    """A model family.
+
+    `pipeline_classes` are the `_class_name`s of `model_index.json` that belong to it. `scheduler_config` holds what its
+    diffusers pipeline sets in every scheduler config it is given.
+    """
 
     pipeline_classes: tuple[str, ...]
     components: tuple[Component, ...]
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)

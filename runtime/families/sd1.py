@@ -13,4 +13,5 @@ SD1 = Family(
         Component(folder="vae_encoder"),
         Component(folder="image_encoder", weights="model.safetensors", optional=True),
     ),
+    scheduler_config={"steps_offset": 1, "clip_sample": False},
 )

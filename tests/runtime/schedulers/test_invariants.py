@@ -45,7 +45,7 @@ def test_levels_fall_to_zero(name: str, spacing: str, steps: int) -> None:
     repeated = int(name == "dpmpp_2m" and spacing == "linspace" and steps == 1000)  # 1001 points on 1000 timesteps
     assert np.sum(np.diff(scheduler.timesteps) >= 0) <= repeated
     assert np.sum(np.diff(scheduler.sigmas) >= 0) <= repeated
-    # diffusers' DDIM steps down by 1000 // 7 = 142 from its last timestep, round(1000 / 7) - 1, so it stops at timestep 0.
+    # diffusers steps down by 1000 // 7 = 142 from the last timestep, round(1000 / 7) - 1, and so ends at timestep 0.
     assert scheduler.sigmas[-1] == (pytest.approx(0.02917, abs=1e-5) if (name, spacing, steps) == STOPS_EARLY else 0)
     assert not scheduler.draws_noise
 

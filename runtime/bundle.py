@@ -1,0 +1,180 @@
+"""A bundle: a folder with the graphs, weights and settings of one model, as the export writes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from edgediffusion.engines.base import Engine
+from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
+from edgediffusion.engines.registry import open_engine
+
+from .families import FAMILIES, Family
+from .manifest import FileRecord, Manifest
+
+_CHUNK = 1 << 20
+_REMEDY = "copy or export the bundle again"
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """An engine under way: `verified` is done when its files are known to be those of the manifest."""
+
+    engine: Future[Engine]
+    verified: Future[None]
+
+
+class Bundle:
+    """Opens engines on demand and frees them. A context manager: leaving it frees all."""
+
+    def __init__(self, path: Path, manifest: Manifest, family: Family, backend: str, device: str) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.family = family
+        self._backend = backend
+        self._device = device
+        self._pool = ThreadPoolExecutor(2 * len(manifest.graphs), "edgediffusion")
+        self._openings: dict[str, _Opening] = {}
+        self._closed = False
+
+    @classmethod
+    def open(cls, path: str | Path, *, backend: str = "ort", device: str = "auto") -> Bundle:
+        """Check the folder `path`: its manifest, that every file is there in full, and the digests of the small ones.
+
+        Graphs and weights are digested when they are opened.
+
+        Raises:
+            BundleError: there is no bundle, a file is missing, truncated or altered, or it is of a newer version.
+        """
+        path = Path(path)
+        manifest = Manifest.read(path)
+        if manifest.family not in FAMILIES:
+            raise BundleError(
+                f"{path}: family {manifest.family!r}, known: {', '.join(sorted(FAMILIES))}; "
+                "pip install --upgrade edgediffusion"
+            )
+        family = FAMILIES[manifest.family]
+        for name, record in manifest.files.items():
+            _check_size(_inside(path, name), record)
+        _check_graphs(path, manifest, family)
+        heavy = {file for graph in manifest.graphs.values() for file in (graph.model, graph.weights)}
+        for name in manifest.files.keys() - heavy:
+            _check_digest(path / name, manifest.files[name])
+        return cls(path, manifest, family, backend, device)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The JSON file `name` of the bundle, such as "unet/config.json".
+
+        Raises:
+            BundleError: it is not in the manifest, or is not a JSON object.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: {name} is not in the manifest; {_REMEDY}")
+        try:
+            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"{self.path / name}: not a JSON object ({error}); {_REMEDY}") from None
+
+    def prefetch(self, *names: str) -> None:
+        """Begin to open the engines of these components in threads, and to digest their files in others.
+
+        Raises:
+            UnknownName: the bundle has no such component.
+            UsageError: the bundle is closed.
+        """
+        if self._closed:
+            raise UsageError(f"{self.path}: this bundle was closed; open it again")
+        for name in names:
+            if name in self._openings:
+                continue
+            if name not in self.manifest.graphs:
+                raise UnknownName("component", name, self.manifest.graphs)
+            graph = self.manifest.graphs[name]
+            files = {self.path / file: self.manifest.files[file] for file in (graph.model, graph.weights)}
+            self._openings[name] = _Opening(
+                self._pool.submit(
+                    open_engine, self.path / graph.model, graph.spec, backend=self._backend, device=self._device
+                ),
+                self._pool.submit(_check_digests, files),
+            )
+
+    def engine(self, name: str) -> Engine:
+        """The engine of a component, opened now unless it is open.
+
+        Raises:
+            BundleError: its files are not those of the manifest.
+            UnknownName, BackendUnavailable, UsageError: see `prefetch` and `engines.registry.open_engine`.
+        """
+        self.prefetch(name)
+        opening = self._openings[name]
+        try:
+            opening.verified.result()
+            return opening.engine.result()
+        except BaseException:
+            self.release(name)
+            raise
+
+    def release(self, *names: str) -> None:
+        """Free the engines of these components; `engine` opens them again."""
+        for name in names:
+            if (opening := self._openings.pop(name, None)) and opening.engine.exception() is None:
+                opening.engine.result().close()
+
+    def close(self) -> None:
+        """Free everything. May be called twice."""
+        self.release(*self._openings)
+        self._pool.shutdown()
+        self._closed = True
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _inside(bundle: Path, name: str) -> Path:
+    """`bundle / name`, refused where it could lead elsewhere on any system."""
+    windows = PureWindowsPath(name)
+    if windows.drive or windows.root or "\\" in name or ".." in PurePosixPath(name).parts:
+        raise BundleError(f"{bundle}: the manifest names {name!r}, which is outside the bundle; do not use this bundle")
+    return bundle / name
+
+
+def _check_graphs(bundle: Path, manifest: Manifest, family: Family) -> None:
+    wanted = {component.folder for component in family.components if not component.optional}
+    if missing := wanted - manifest.graphs.keys():
+        raise BundleError(f"{bundle}: no graph of {', '.join(sorted(missing))} in the manifest; {_REMEDY}")
+    for graph in manifest.graphs.values():
+        for name in (graph.model, graph.weights):
+            if name not in manifest.files:
+                raise BundleError(f"{bundle}: {name} has no size and digest in the manifest; {_REMEDY}")
+
+
+def _check_size(path: Path, record: FileRecord) -> None:
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        raise BundleError(f"{path}: missing; {_REMEDY}") from None
+    if size != record.bytes:
+        kind = "truncated" if size < record.bytes else "altered"
+        raise BundleError(f"{path}: {kind}, {size} bytes, expected {record.bytes}; {_REMEDY}")
+
+
+def _check_digest(path: Path, record: FileRecord) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != record.sha256:
+        raise BundleError(f"{path}: altered, SHA-256 {digest.hexdigest()}, expected {record.sha256}; {_REMEDY}")
+
+
+def _check_digests(files: Mapping[Path, FileRecord]) -> None:
+    for path, record in files.items():
+        _check_digest(path, record)

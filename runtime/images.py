@@ -1,0 +1,51 @@
+"""Pictures: from the VAE's numbers to PIL, and to a PNG that says how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediffusion.engines.errors import UsageError
+
+from .arrays import F32
+from .metadata import Parameters, png_info
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def to_uint8(sample: F32) -> NDArray[np.uint8]:
+    """(batch, 3, height, width) in [-1, 1] -> (batch, height, width, 3) in 0 to 255: clipped, rounded half to even."""
+    scaled = np.clip(sample * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = np.round(scaled * 255).astype(np.uint8)
+    return pixels
+
+
+def to_pil(sample: F32) -> list[Image]:
+    """(batch, 3, height, width) in [-1, 1] -> RGB pictures."""
+    from PIL import Image
+
+    return [Image.fromarray(pixels) for pixels in to_uint8(sample)]
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A picture and what made it."""
+
+    image: Image
+    parameters: Parameters
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG with the parameters in it.
+
+        Raises:
+            UsageError: the name does not end in .png; other formats carry no parameters.
+            OSError: it cannot be written.
+        """
+        if Path(path).suffix.lower() != ".png":
+            raise UsageError(f"{path}: pictures are saved as .png; for another format use .image.save({str(path)!r})")
+        self.image.save(path, pnginfo=png_info(self.parameters))

@@ -1,0 +1,45 @@
+"""Latents: their shape, and their scale between UNet and VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .arrays import F32
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpace:
+    """How latents and pixels relate. `width` and `height` are the model's own size, in pixels."""
+
+    channels: int
+    pixels_per_latent: int
+    scaling_factor: float
+    shift_factor: float
+    width: int
+    height: int
+
+    @classmethod
+    def from_configs(cls, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> LatentSpace:
+        """From the `config.json` of a UNet2DConditionModel and of an AutoencoderKL."""
+        pixels_per_latent = 2 ** (len(vae["block_out_channels"]) - 1)
+        size = unet["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        shift_factor = vae.get("shift_factor")
+        return cls(
+            channels=unet["in_channels"],
+            pixels_per_latent=pixels_per_latent,
+            scaling_factor=vae.get("scaling_factor", 0.18215),
+            shift_factor=0.0 if shift_factor is None else shift_factor,
+            width=width * pixels_per_latent,
+            height=height * pixels_per_latent,
+        )
+
+    def shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """Shape of one picture's latents, (channels, height, width), for a size in pixels."""
+        return self.channels, height // self.pixels_per_latent, width // self.pixels_per_latent
+
+    def for_decoder(self, latents: F32) -> F32:
+        """The UNet's latents as the VAE decoder takes them."""
+        return latents / self.scaling_factor + self.shift_factor

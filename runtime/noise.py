@@ -1,0 +1,28 @@
+"""Where noise comes from: an argument of every run, never a global."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from .arrays import F32
+
+
+class NoiseSource(Protocol):
+    """Standard normal noise for the pictures of one run."""
+
+    def normal(self, shape: tuple[int, ...]) -> F32:
+        """The next noise, (num_images, *shape); each picture has a stream of its own."""
+        ...
+
+
+class NumpyNoise:
+    """NumPy's generator (PCG64). Picture k has the stream of seed + k, so a batch equals its pictures one by one."""
+
+    def __init__(self, seed: int, num_images: int = 1) -> None:
+        self._streams = [np.random.default_rng(seed + k) for k in range(num_images)]
+
+    def normal(self, shape: tuple[int, ...]) -> F32:
+        """See `NoiseSource`."""
+        return np.stack([stream.standard_normal(shape, np.float32) for stream in self._streams])

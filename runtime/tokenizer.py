@@ -1,0 +1,129 @@
+"""CLIP's tokenizer, from the files that transformers writes beside a text encoder."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediffusion.engines.errors import BundleError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAX_LENGTH = 77  # the positions of CLIP's text encoder
+_SPECIAL = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+}
+# Words, single digits, runs of other signs; English contractions by themselves.
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class PromptTruncated(UserWarning):
+    """A prompt had more tokens than the text encoder reads."""
+
+
+class ClipTokenizer:
+    """Prompts to the token ids that transformers' CLIPTokenizer gives: begin, up to 75 tokens, end, padding."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read `folder`: tokenizer.json, or else vocab.json and merges.txt; tokenizer_config.json and the like.
+
+        Raises:
+            BundleError: there is no vocabulary, or it lacks a special token.
+        """
+        config = _read_config(folder)
+        special = {name: _content(config.get(name) or default) for name, default in _SPECIAL.items()}
+        self._tokenizer = _load(folder, special)
+        self._bos, self._eos, self._pad = (
+            _token_id(self._tokenizer, folder, name, special[name]) for name in ("bos_token", "eos_token", "pad_token")
+        )
+        self._length = min(config.get("model_max_length", MAX_LENGTH), MAX_LENGTH)
+
+    def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
+        """Token ids, (prompts, 77).
+
+        Warns:
+            PromptTruncated: a prompt is too long; the message holds what was cut.
+        """
+        result = np.full((len(prompts), self._length), self._pad, np.int64)
+        room = self._length - 2
+        for row, prompt in zip(result, prompts, strict=True):
+            encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+            if len(encoding.ids) > room:
+                cut = " ".join(prompt[encoding.offsets[room][0] :].split())
+                message = f"prompt has {len(encoding.ids)} tokens, {room} are read; cut: {cut!r}"
+                warnings.warn(message, PromptTruncated, stacklevel=2)
+            ids = [self._bos, *encoding.ids[:room], self._eos]
+            row[: len(ids)] = ids
+        return result
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """As transformers merges them: special_tokens_map.json counts where the newer added_tokens_decoder is missing."""
+    config = _read_json(folder / "tokenizer_config.json")
+    return config if "added_tokens_decoder" in config else config | _read_json(folder / "special_tokens_map.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _token_id(tokenizer: Tokenizer, folder: Path, name: str, token: str) -> int:
+    token_id = tokenizer.token_to_id(token)
+    if token_id is None:
+        raise BundleError(f"{folder}: {name} {token!r} is not in the vocabulary; export the bundle again")
+    return token_id
+
+
+def _load(folder: Path, special: dict[str, str]) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if path.exists():
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+    return _build(folder, special)
+
+
+def _build(folder: Path, special: dict[str, str]) -> Tokenizer:
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocab.exists() and merges.exists()):
+        raise BundleError(f"{folder}: neither tokenizer.json nor vocab.json and merges.txt; export the bundle again")
+    tokenizer = Tokenizer(
+        models.BPE.from_file(
+            str(vocab),
+            str(merges),
+            unk_token=special["unk_token"],
+            end_of_word_suffix="</w>",
+            continuing_subword_prefix="",
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    known = {token for token in special.values() if tokenizer.token_to_id(token) is not None}
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in sorted(known)])
+    return tokenizer
