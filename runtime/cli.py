@@ -1,0 +1,257 @@
+"""The command `edgediffusion`.
+
+Nothing heavy is imported before a command needs it. A command is a function from its arguments to the exit status, with
+a `Parser` of its own. Those of the upper layers are entry points of the group `edgediffusion.commands`, loaded when
+they are called; the pip extra that a command needs has the command's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from edgediffusion import __version__
+from edgediffusion.engines.errors import BackendUnavailable, EdgeDiffusionError, UnknownName, UsageError
+
+from .tables import printable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from .loop import Step
+    from .run import Run
+
+Command = Callable[[Sequence[str]], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads the arguments of one command. What it cannot use is a `UsageError`, as everywhere else."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"edgediffusion {command}".rstrip(), description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `main` prints as one line."""
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status.
+
+    An `EdgeDiffusionError` is one line on stderr and status 2; after a keyboard interrupt it is 130, and 141 when
+    nobody reads stdout any more.
+    """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            status = _run(sys.argv[1:] if arguments is None else arguments)
+            sys.stdout.flush()
+        except EdgeDiffusionError as error:
+            _say("error", error)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:
+            # What is still buffered goes nowhere, else the interpreter complains about it as it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
+    name = arguments[0] if arguments else None
+    try:
+        if name in COMMANDS:
+            return COMMANDS[name](arguments[1:])
+        from importlib.metadata import entry_points
+
+        upper = {entry.name: entry for entry in entry_points(group="edgediffusion.commands")}
+        if name in upper:
+            return _load(upper[name])(arguments[1:])
+        parser = _main_parser(upper)
+        parser.parse_args(arguments[:1])
+        if name is not None:
+            raise UnknownName("command", name, [*COMMANDS, *upper])
+        parser.print_help(sys.stderr)
+        return 2
+    except SystemExit:  # argparse has printed the help or the version
+        return 0
+
+
+def _main_parser(upper: Iterable[str]) -> Parser:
+    parser = Parser("", "Stable Diffusion without PyTorch.")
+    parser.usage = "edgediffusion COMMAND ..."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    lines = [f"  {name:10} {run.__doc__}" for name, run in COMMANDS.items()]
+    lines += [f"  {name:10} (needs: pip install 'edgediffusion[{name}]')" for name in upper]
+    parser.epilog = "\n".join(["commands:", *lines])
+    parser.add_argument("--version", action="version", version=f"edgediffusion {__version__}")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    return parser
+
+
+def _load(entry: EntryPoint) -> Command:
+    try:
+        command: Command = entry.load()
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"{entry.name} needs {error.name}, which is not installed", f"pip install 'edgediffusion[{entry.name}]'"
+        ) from error
+    return command
+
+
+def generate(arguments: Sequence[str]) -> int:
+    """Draw pictures of a prompt, and print the names of their files."""
+    options = _generate_options(arguments)
+
+    from .output import Output, default_path
+
+    path = default_path(options.prompt) if options.output is None else options.output
+    output = Output(path, several=options.num_images > 1, force=options.force)
+
+    from .pipeline import Pipeline
+
+    width, height = options.size
+    with Pipeline.load(options.bundle, backend=options.backend, device=options.device) as pipeline:
+        run = pipeline.steps(
+            options.prompt,
+            options.negative_prompt,
+            num_inference_steps=options.num_inference_steps,
+            guidance_scale=options.guidance_scale,
+            scheduler=options.scheduler,
+            seed=options.seed,
+            width=width,
+            height=height,
+            num_images=options.num_images,
+        )
+        for step in _with_progress(run):
+            latents = step.latents
+        for picture in run.images(latents):
+            _print(str(output.write(picture)))
+    return 0
+
+
+def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("generate", generate.__doc__ or "")
+    add = parser.add_argument
+    add("prompt", type=_text, help="what to draw")
+    add("-o", "--output", type=Path, metavar="FILE", help="the PNG to write; named after the prompt when left out")
+    add("--force", action="store_true", help="overwrite FILE; else the next free number is added to its name")
+    add("--negative-prompt", type=_text, default="", metavar="TEXT", help="what not to draw")
+    add("--num-inference-steps", type=int, default=20, metavar="N", help="default: %(default)s")
+    add("--scheduler", metavar="NAME", help="default: the model's own")
+    add("--guidance-scale", type=float, default=7.5, metavar="X", help="default: %(default)s; 1 is no guidance")
+    add("--seed", type=int, metavar="N", help="default: a random one; the picture remembers it")
+    add(
+        "--size", type=_size, default=(None, None), metavar="WxH", help="in pixels; default: what the model is made for"
+    )
+    add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
+    add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
+    add("--backend", default="ort", metavar="NAME", help="default: %(default)s")
+    add("--device", default="auto", metavar="NAME", help="default: %(default)s")
+    return parser.parse_args(arguments)
+
+
+def inspect(arguments: Sequence[str]) -> int:
+    """Say how a picture was made, or what a bundle holds."""
+    parser = Parser("inspect", inspect.__doc__ or "")
+    parser.add_argument("path", type=Path, metavar="FILE_OR_BUNDLE", help="a PNG, or the folder of a bundle")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    options = parser.parse_args(arguments)
+
+    from .manifest import Manifest
+    from .metadata import read_parameters
+    from .tables import show_manifest, show_parameters
+
+    if options.path.is_dir():
+        manifest = Manifest.read(options.path)
+        if options.json:
+            _print(manifest.to_json().rstrip())
+        else:
+            show_manifest(manifest)
+    else:
+        parameters = read_parameters(options.path)
+        if options.json:
+            _print(parameters.to_json())
+        else:
+            show_parameters(parameters)
+    return 0
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Say which backends and devices work on this machine, and what mends the others."""
+    parser = Parser("doctor", doctor.__doc__ or "")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    options = parser.parse_args(arguments)
+
+    from edgediffusion.engines.probe import probe_all
+
+    from .doctor import examine
+    from .tables import show_machine
+
+    machine, probes = examine(), probe_all()
+    if options.json:
+        backends = [dataclasses.asdict(probe) for probe in probes]
+        _print(json.dumps({"machine": dataclasses.asdict(machine), "backends": backends}, indent=2))
+    else:
+        show_machine(machine, probes)
+    return 0 if any(probe.works for probe in probes) else 1
+
+
+COMMANDS: dict[str, Command] = {"generate": generate, "inspect": inspect, "doctor": doctor}
+
+
+def _with_progress(run: Run) -> Iterable[Step]:
+    if not sys.stderr.isatty():
+        return run
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(run, "denoising", len(run), console=Console(stderr=True), transient=True)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted WIDTHxHEIGHT, such as 512x512")
+    return int(match[1]), int(match[2])
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
+    return text
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _say(kind: str, message: object) -> None:
+    line = printable(" ".join(str(message).splitlines()))
+    sys.stderr.write(f"edgediffusion: {kind}: {line}\n")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _say("warning", message)

@@ -1,0 +1,120 @@
+"""What `inspect` and `doctor` show to people."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgediffusion.engines.probe import Probe
+    from edgediffusion.engines.spec import TensorSpec
+
+    from .doctor import Machine
+    from .manifest import Manifest
+    from .metadata import Parameters
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """`text` without what would steer a terminal; lines stay lines."""
+    return _CONTROL.sub("?", text)
+
+
+def show_parameters(parameters: Parameters) -> None:
+    """What is known of how a picture was made, a line each."""
+    known = dataclasses.asdict(parameters)
+    other = known.pop("other")
+    _facts(_console(), {name: value for name, value in (known | other).items() if value is not None})
+
+
+def show_manifest(manifest: Manifest) -> None:
+    """Where a model came from, and its graphs."""
+    console = _console()
+    facts = {
+        "family": manifest.family,
+        "source": manifest.source,
+        "licence": manifest.license,
+        "dtype": f"{manifest.dtype}, weights stored as {manifest.weights_dtype}",
+        "opset": manifest.opset,
+        "written with": _versions(manifest.versions),
+        "files": f"{len(manifest.files)}, {_size(sum(record.bytes for record in manifest.files.values()))}",
+    }
+    _facts(console, facts)
+    console.print()
+    header = ("graph", "inputs", "outputs", "weights", "error against torch")
+    rows = [
+        (
+            name,
+            _signature(graph.spec.inputs),
+            _signature(graph.spec.outputs),
+            _size(manifest.files[graph.weights].bytes),
+            f"{graph.parity.error:.1e}, allowed {graph.parity.tolerance:.0e}",
+        )
+        for name, graph in manifest.graphs.items()
+    ]
+    _table(console, header, rows)
+
+
+def show_machine(machine: Machine, probes: Sequence[Probe]) -> None:
+    """A machine, what works on it, and what mends the rest."""
+    console = _console()
+    facts = {
+        "versions": _versions(machine.versions),
+        "system": machine.system,
+        "cpu": machine.cpu,
+        "features": " ".join(machine.features),
+        "threads": machine.threads,
+        "memory": machine.memory and _size(machine.memory),
+    }
+    _facts(console, {name: value for name, value in facts.items() if value})
+    console.print()
+    header = ("backend", "device", "", "installed")
+    states = {True: "works", False: "does not work"}
+    _table(console, header, [(p.backend, p.device, states[p.works], _versions(p.versions)) for p in probes])
+    for probe in probes:
+        if probe.reason:
+            console.print(f"\n{probe.backend} on {probe.device}: {printable(probe.reason)}\n    {probe.remedy}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 240  # a pipe has no width to fold to
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
+
+
+def _facts(console: Console, facts: Mapping[str, object]) -> None:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    for name, value in facts.items():
+        grid.add_row(printable(name), printable(str(value)))
+    console.print(grid)
+
+
+def _table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    table = Table(*header, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*map(printable, row))
+    console.print(table)
+
+
+def _signature(tensors: Iterable[TensorSpec]) -> str:
+    return "\n".join(f"{t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in tensors)
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
