@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from edgediffusion.engines.errors import BundleError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
+Token = str | dict[str, Any]  # in the second form under "content", with flags beside it
 MAX_LENGTH = 77  # the positions of CLIP's text encoder
-_SPECIAL = {
+_SPECIAL: dict[str, Token] = {
     "bos_token": "<|startoftext|>",
     "eos_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
     "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
 }
+_FLAGS = ("lstrip", "normalized", "rstrip", "single_word")
 # Words, single digits, runs of other signs; English contractions by themselves.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -41,11 +43,14 @@ class ClipTokenizer:
             BundleError: there is no vocabulary, or it lacks a special token.
         """
         config = _read_config(folder)
-        special = {name: _content(config.get(name) or default) for name, default in _SPECIAL.items()}
-        self._tokenizer = _load(folder, special)
-        self._bos, self._eos, self._pad = (
-            _token_id(self._tokenizer, folder, name, special[name]) for name in ("bos_token", "eos_token", "pad_token")
-        )
+        special = {name: config.get(name) or default for name, default in _SPECIAL.items()}
+        self._tokenizer = _load(folder) or _build(folder, special, config.get("added_tokens_decoder", {}))
+        ids = {name: self._tokenizer.token_to_id(_content(token)) for name, token in special.items()}
+        for name, token_id in ids.items():
+            if token_id is None:
+                token = _content(special[name])
+                raise BundleError(f"{folder}: {name} {token!r} is not in the vocabulary; export the bundle again")
+        self._bos, self._eos, self._pad = ids["bos_token"], ids["eos_token"], ids["pad_token"]
         self._length = min(config.get("model_max_length", MAX_LENGTH), MAX_LENGTH)
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
@@ -77,42 +82,31 @@ def _read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
-def _content(token: str | dict[str, Any]) -> str:
+def _content(token: Token) -> str:
     return token if isinstance(token, str) else str(token["content"])
 
 
-def _token_id(tokenizer: Tokenizer, folder: Path, name: str, token: str) -> int:
-    token_id = tokenizer.token_to_id(token)
-    if token_id is None:
-        raise BundleError(f"{folder}: {name} {token!r} is not in the vocabulary; export the bundle again")
-    return token_id
-
-
-def _load(folder: Path, special: dict[str, str]) -> Tokenizer:
+def _load(folder: Path) -> Tokenizer | None:
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
-    if path.exists():
-        tokenizer = Tokenizer.from_file(str(path))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
-    return _build(folder, special)
+    if not path.exists():
+        return None
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
-def _build(folder: Path, special: dict[str, str]) -> Tokenizer:
-    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+def _build(folder: Path, special: dict[str, Token], added: dict[str, Token]) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocab.exists() and merges.exists()):
         raise BundleError(f"{folder}: neither tokenizer.json nor vocab.json and merges.txt; export the bundle again")
     tokenizer = Tokenizer(
         models.BPE.from_file(
-            str(vocab),
-            str(merges),
-            unk_token=special["unk_token"],
-            end_of_word_suffix="</w>",
-            continuing_subword_prefix="",
+            str(vocab), str(merges), unk_token=_content(special["unk_token"]), end_of_word_suffix="</w>"
         )
     )
     tokenizer.normalizer = normalizers.Sequence(
@@ -124,6 +118,15 @@ def _build(folder: Path, special: dict[str, str]) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    known = {token for token in special.values() if tokenizer.token_to_id(token) is not None}
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in sorted(known)])
+    tokens = {_content(token): token for token in (*special.values(), *added.values())}
+    tokenizer.add_special_tokens(
+        [_added_token(token) for content, token in tokens.items() if tokenizer.token_to_id(content) is not None]
+    )
     return tokenizer
+
+
+def _added_token(token: Token) -> AddedToken:
+    from tokenizers import AddedToken
+
+    flags = {} if isinstance(token, str) else {flag: token[flag] for flag in _FLAGS if flag in token}
+    return AddedToken(_content(token), special=True, **flags)

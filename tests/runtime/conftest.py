@@ -56,7 +56,8 @@ SPECS = {
 
 
 def text_encoder(feeds: Mapping[str, Array]) -> dict[str, Array]:
-    return {"last_hidden_state": np.sin(feeds["input_ids"][..., None] * np.arange(1, WIDTH + 1, dtype=np.float32))}
+    angles = feeds["input_ids"][..., None] * np.arange(1, WIDTH + 1)
+    return {"last_hidden_state": np.sin(angles).astype(np.float32)}
 
 
 def unet(feeds: Mapping[str, Array]) -> dict[str, Array]:

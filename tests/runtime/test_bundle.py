@@ -10,7 +10,7 @@ from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.manifest import MANIFEST, SCHEMA, Manifest
 
-Opened = Any  # see conftest.py
+from .conftest import Opened
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgediffusion import __version__
+from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
+from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, PromptTruncated, denoise
+from edgediffusion.runtime import pipeline as pipeline_module
+from edgediffusion.runtime.metadata import read_parameters
+
+from .conftest import Opened
+
+
+@pytest.fixture
+def pipeline(bundle_path: Path, opened: Opened) -> Pipeline:
+    return Pipeline.load(bundle_path)
+
+
+def pixels(images: list[Any]) -> np.ndarray[Any, Any]:
+    return np.stack([np.asarray(image.image) for image in images])
+
+
+def test_a_picture_and_its_parameters(pipeline: Pipeline, tmp_path: Path) -> None:
+    (image,) = pipeline("a red apple", seed=0)
+    assert image.image.size == (16, 16)
+    assert image.image.mode == "RGB"
+    image.save(tmp_path / "apple.png")
+    assert read_parameters(tmp_path / "apple.png") == Parameters(
+        prompt="a red apple",
+        negative_prompt="",
+        num_inference_steps=20,
+        scheduler="euler",
+        guidance_scale=7.5,
+        seed=0,
+        width=16,
+        height=16,
+        model="a test",
+        version=f"edgediffusion {__version__}",
+    )
+    with pytest.raises(
+        UsageError, match=r"apple\.jpg: pictures are saved as \.png; for another format use \.image\.save"
+    ):
+        image.save(tmp_path / "apple.jpg")
+    assert list(tmp_path.glob("*.jpg")) == []
+
+
+def test_the_seed_decides(pipeline: Pipeline) -> None:
+    zero = pixels(pipeline("a red apple", seed=0))
+    np.testing.assert_array_equal(zero, pixels(pipeline("a red apple", seed=0)))
+    assert (zero != pixels(pipeline("a red apple", seed=1))).any()
+    assert (zero != pixels(pipeline("a blue car", seed=0))).any()
+    assert (zero != pixels(pipeline("a red apple", "a blue car", seed=0))).any()
+
+
+def test_without_a_seed_there_is_one_and_it_is_told(pipeline: Pipeline) -> None:
+    (first,), (second,) = pipeline("a red apple"), pipeline("a red apple")
+    assert first.parameters.seed is not None
+    assert first.parameters.seed != second.parameters.seed
+    np.testing.assert_array_equal(pixels([first]), pixels(pipeline("a red apple", seed=first.parameters.seed)))
+
+
+def test_a_batch_is_its_pictures_one_by_one(pipeline: Pipeline) -> None:
+    """Exactly so here: NumPy does the same to every element. A backend may sum in another order for another batch."""
+    batch = pipeline("a red apple", "a car", seed=5, num_images=4, num_inference_steps=7)
+    assert [image.parameters.seed for image in batch] == [5, 6, 7, 8]
+    for k in range(4):
+        single = pipeline("a red apple", "a car", seed=5 + k, num_inference_steps=7)
+        np.testing.assert_array_equal(pixels([batch[k]]), pixels(single))
+
+
+def test_size(pipeline: Pipeline) -> None:
+    (image,) = pipeline("a red apple", seed=0, width=24, height=8, num_inference_steps=1)
+    assert image.image.size == (24, 8)
+
+
+def test_latents_stand_for_the_seeds_noise(pipeline: Pipeline) -> None:
+    noise = NumpyNoise(3, 2).normal((4, 2, 2))
+    given = pipeline("a red apple", latents=noise, num_images=2)
+    np.testing.assert_array_equal(pixels(given), pixels(pipeline("a red apple", seed=3, num_images=2)))
+    assert [image.parameters.seed for image in given] == [None, None]
+    np.testing.assert_array_equal(noise, NumpyNoise(3, 2).normal((4, 2, 2)))
+
+
+def test_step_by_step(pipeline: Pipeline, opened: Opened) -> None:
+    run = pipeline.steps("a red apple", seed=0, num_inference_steps=5)
+    assert len(run) == 5
+    assert opened.calls == []
+    steps = list(run)
+    assert [step.index for step in steps] == [0, 1, 2, 3, 4]
+    assert [step.timestep for step in steps] == [999, 749.25, 499.5, 249.75, 0]
+    assert {(step.latents.shape, step.latents.dtype.name) for step in steps} == {((1, 4, 2, 2), "float32")}
+    assert pipeline.decode(steps[2].latents)[0].size == (16, 16)
+    final = pixels(pipeline("a red apple", seed=0, num_inference_steps=5))
+    np.testing.assert_array_equal(pixels(run.images(steps[-1].latents)), final)
+    np.testing.assert_array_equal(pixels(run.images(list(run)[-1].latents)), final)
+
+
+def test_guidance_is_one_call_with_the_unconditional_half_first(pipeline: Pipeline, opened: Opened) -> None:
+    pipeline("a red apple", "a car", seed=0, num_inference_steps=1, num_images=2)
+    (_, words), (_, guided), *decoded = opened.calls
+    np.testing.assert_array_equal(words["input_ids"], pipeline.tokenizer(["a car", "a red apple"]))
+    assert guided["sample"].shape == (4, 4, 2, 2)
+    np.testing.assert_array_equal(guided["sample"][:2], guided["sample"][2:])
+    negative, positive = pipeline.bundle.engine("text_encoder")(words)["last_hidden_state"]
+    for row, embeds in zip(guided["encoder_hidden_states"], [negative, negative, positive, positive], strict=True):
+        np.testing.assert_array_equal(row, embeds)
+    assert [name for name, _ in decoded[:2]] == ["vae_decoder", "vae_decoder"]
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 0.0, -2.0])
+def test_no_guidance_halves_the_work(pipeline: Pipeline, opened: Opened, guidance_scale: float) -> None:
+    pipeline("a red apple", "a car", seed=0, num_inference_steps=1, guidance_scale=guidance_scale)
+    (unet,) = [feeds for name, feeds in opened.calls if name == "unet"]
+    assert unet["sample"].shape == (1, 4, 2, 2)
+
+
+def test_a_run_resumed_in_the_middle(pipeline: Pipeline, opened: Opened) -> None:
+    run = pipeline.steps("a red apple", seed=0, num_inference_steps=6, scheduler="dpmpp_2m", guidance_scale=1)
+    whole = list(run)
+    embeds = opened.calls[1][1]["encoder_hidden_states"]
+    for cut in whole[:-1]:
+        unet, noise = pipeline.bundle.engine("unet"), NumpyNoise(0)
+        rest = denoise(
+            unet, run.tables, cut.latents, embeds, embeds, 1, noise, start=cut.index + 1, history=cut.history
+        )
+        *_, last = rest
+        assert last.index == 5
+        np.testing.assert_array_equal(last.latents, whole[-1].latents)
+
+
+def test_a_noisy_sampler_is_given_noise(pipeline: Pipeline) -> None:
+    class Noisy:
+        timesteps = np.array([9, 4], np.float32)
+        sigmas = np.array([2.0, 1.0, 0.0])
+        init_noise_sigma = 1.0
+        draws_noise = True
+
+        def scale_model_input(self, latents: Any, i: int) -> Any:
+            return latents
+
+        def step(self, model_output: Any, i: int, latents: Any, history: tuple[Any, ...], noise: Any) -> Any:
+            return noise, ()
+
+    embeds = np.zeros((2, 77, 8), np.float32)
+    latents = np.zeros((2, 4, 2, 2), np.float32)
+    run = denoise(pipeline.bundle.engine("unet"), Noisy(), latents, embeds, embeds, 1, NumpyNoise(7, 2))
+    stream = NumpyNoise(7, 2)
+    for step in run:
+        np.testing.assert_array_equal(step.latents, stream.normal((4, 2, 2)))
+
+
+def test_an_empty_prompt_is_unconditional(pipeline: Pipeline) -> None:
+    guided = pipeline("", seed=0)
+    np.testing.assert_array_equal(pixels(guided), pixels(pipeline("", seed=0, guidance_scale=1)))
+
+
+def test_a_long_prompt_says_what_was_cut(pipeline: Pipeline) -> None:
+    with pytest.warns(PromptTruncated, match=r"prompt has 80 tokens, 75 are read; cut: 'a a a a \+'"):
+        pipeline("a " * 79 + "+", seed=0, num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps 0; wanted 1 to 1000"),
+        ({"num_inference_steps": -3}, "num_inference_steps -3; wanted 1 to 1000"),
+        ({"num_inference_steps": 1001}, "num_inference_steps 1001; wanted 1 to 1000"),
+        ({"num_images": 0}, "num_images 0; wanted 1 or more"),
+        ({"width": 0}, "width 0; wanted a positive multiple of 8, such as 8"),
+        ({"height": -8}, "height -8; wanted a positive multiple of 8, such as 8"),
+        ({"width": 130}, "width 130; wanted a positive multiple of 8, such as 128"),
+        ({"guidance_scale": math.nan}, "guidance_scale nan; wanted a finite number, such as 7.5"),
+        ({"guidance_scale": math.inf}, "guidance_scale inf; wanted a finite number, such as 7.5"),
+        ({"seed": -1}, "seed -1; wanted 0 or more"),
+        (
+            {"latents": np.zeros((1, 4, 3, 2), np.float32)},
+            r"latents of shape \(1, 4, 3, 2\); wanted \(1, 4, 2, 2\) for num_images 1, width 16, height 16",
+        ),
+    ],
+)
+def test_arguments_that_cannot_be_used(pipeline: Pipeline, opened: Opened, arguments: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        pipeline.steps("a red apple", **arguments)
+    assert opened.calls == []
+
+
+def test_an_unknown_scheduler_lists_the_known(pipeline: Pipeline) -> None:
+    with pytest.raises(
+        UnknownName, match=r"unknown scheduler 'heun'; known: DDIMScheduler, DPMSolverMultistepSch.*euler"
+    ):
+        pipeline("a red apple", scheduler="heun")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [(None, "euler"), ("DPMSolverMultistepScheduler", "dpmpp_2m"), ("ddim", "ddim")]
+)
+def test_the_scheduler(pipeline: Pipeline, given: str | None, name: str) -> None:
+    (image,) = pipeline("a red apple", seed=0, scheduler=given, num_inference_steps=2)
+    assert image.parameters.scheduler == name
+
+
+def test_the_familys_scheduler_settings_hold(pipeline: Pipeline) -> None:
+    # StableDiffusionPipeline sets steps_offset 1 and clip_sample False, whatever the config says.
+    assert pipeline.steps("", scheduler="ddim", num_inference_steps=10).tables.timesteps[-1] == 1
+
+
+def test_missing_or_unknown_things_are_told_when_it_is_loaded(bundle_path: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown backend 'abacus'; known: "):
+        Pipeline.load(bundle_path, backend="abacus")
+    with pytest.raises(UnknownName, match="unknown device 'tpu'; known: "):
+        Pipeline.load(bundle_path, device="tpu")
+    with pytest.raises(BundleError, match="no bundle here"):
+        Pipeline.load(bundle_path / "unet")
+
+
+def test_altered_weights_are_refused_when_it_is_loaded(bundle_path: Path, opened: Opened) -> None:
+    weights = bundle_path / "text_encoder/model.safetensors"
+    weights.write_bytes(weights.read_bytes().upper())
+    with pytest.raises(BundleError, match="altered"):
+        Pipeline.load(bundle_path)
+    with pytest.raises(UsageError, match="closed"):
+        opened.engines["unet"]({})
+
+
+def test_closing_frees_the_engines(bundle_path: Path, opened: Opened) -> None:
+    with Pipeline.load(bundle_path) as pipeline:
+        assert sorted(opened.names) == ["text_encoder", "unet", "vae_decoder"]
+    for engine in opened.engines.values():
+        with pytest.raises(UsageError, match="closed"):
+            engine({})
+    pipeline.close()
+    with pytest.raises(UsageError, match="closed; open it again"):
+        pipeline("a red apple")
+
+
+def test_the_builtin_model_is_the_default(bundle_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "BUILTIN", bundle_path)
+    with Pipeline.load() as pipeline:
+        assert pipeline.bundle.path == bundle_path
+    assert json.loads((bundle_path / "edgediffusion.json").read_text())["schema"] == 1
