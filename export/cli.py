@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from edgediffusion.engines.errors import BackendUnavailable, UsageError
-
-BUILTIN = Path(__file__).parent.parent / "runtime" / "models" / "builtin"
+from edgediffusion.engines.errors import BackendUnavailable
+from edgediffusion.runtime.cli import Parser
+from edgediffusion.runtime.pipeline import BUILTIN
 
 
-def export(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[SOURCE] OUT",
-            help="SOURCE: a checkpoint of the SD1.x family in diffusers' layout, or a bundle; the built-in one when left "
-            "out. OUT: the new folder.",
-        ),
-    ],
-    license: Annotated[
-        str | None, typer.Option(help="Licence of the weights; else what the checkpoint's model card says.")
-    ] = None,
-) -> None:
-    """Turn a torch checkpoint into a bundle: weightless ONNX graphs beside its weights, checked against torch."""
-    if len(paths) > 2:
-        raise UsageError(f"got {len(paths)} folders, wanted SOURCE and OUT, or OUT alone for the built-in checkpoint")
-    source, out = (BUILTIN, *paths)[-2:]
-    from rich.console import Console
+def export(arguments: Sequence[str]) -> int:
+    """`edgediffusion export`: a line per stage goes to stderr, the new folder to stdout."""
+    parser = Parser("export", "Turn a torch checkpoint into a bundle: graphs beside its weights, compared with torch.")
+    parser.add_argument(
+        "source",
+        type=Path,
+        nargs="?",
+        default=BUILTIN,
+        metavar="SOURCE",
+        help="a checkpoint of the Stable Diffusion 1.x family in diffusers' layout, or a bundle (the built-in one)",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the new folder")
+    parser.add_argument("--license", metavar="TEXT", help="of the weights (what the checkpoint's model card says)")
+    options = parser.parse_args(arguments)
+    _report("loading torch")
+    try:
+        from .write_bundle import export_bundle
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(f"export needs {error.name}", "pip install 'edgediffusion[export]'") from error
+    export_bundle(options.source, options.out, license=options.license, report=_report)
+    sys.stdout.write(f"{options.out}\n")
+    return 0
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with console.status("loading torch"):
-        try:
-            from .write_bundle import export_bundle
-        except ModuleNotFoundError as error:
-            raise BackendUnavailable(
-                f"export needs {error.name}, which is not installed", "pip install 'edgediffusion[export]'"
-            ) from error
-        export_bundle(source, out, license=license, report=console.print)
-    typer.echo(out)
+
+def _report(line: str) -> None:
+    sys.stderr.write(f"{line}\n")

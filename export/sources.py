@@ -101,7 +101,7 @@ def weight_files(folder: Path) -> list[Path]:
         parent = folder.parent
         convert = _CONVERT.format(str(parent), f"{parent}-safetensors")
         raise ExportError(
-            f"{folder}: only pickled weights ({', '.join(pickles)}); these can run code when loaded and are never read; "
+            f"{folder}: only pickled weights ({', '.join(pickles)}); loading them can run code, so they are not read; "
             f'if you trust them, convert them with: python -c "{convert}"'
         )
     raise ExportError(f"{folder}: no weights here (model.safetensors or diffusion_pytorch_model.safetensors)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ OPSET = 18
 def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample) -> onnx.ModelProto:
     """The graph of `module`, traced with `example`, as torch's exporter leaves it; `passes` make it portable.
 
-    Free dimensions of `spec` stay free. Parameters are initializers under their PyTorch names, with no data: an external
-    location of no meaning.
+    Free dimensions of `spec` stay free. Parameters are initializers under their PyTorch names, without data: external, at
+    a place that means nothing yet.
     """
     arguments = tuple(torch.from_numpy(example.feeds[tensor.name]) for tensor in spec.inputs)
     free = tuple(
@@ -50,7 +50,9 @@ def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample) -> onnx.ModelPr
     model = program.model
     for name in module.state_dict():
         weight = model.graph.initializers[name]
-        weight.const_value = ir.ExternalTensor("weights", 0, 0, dtype=weight.dtype, shape=weight.shape, name=name)
+        assert weight.dtype is not None
+        assert weight.shape is not None
+        weight.const_value = ir.ExternalTensor("weights", 0, 0, weight.dtype, shape=weight.shape, name=name)
     return declare(ir.to_proto(model), spec)
 
 
@@ -68,7 +70,7 @@ def declare(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings and loggers of torch, diffusers and transformers: their remarks are not about the user's model."""
+    """Silence the warnings and loggers of torch, diffusers and transformers: their remarks are not for the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -93,24 +95,31 @@ def _attention(
 
     torch's own translation flattens to transpose, and scales both sides.
     """
-    assert not is_causal and not enable_gqa
+    assert not is_causal
+    assert not enable_gqa
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = op.MatMul(op.Mul(query, op.Constant(value_float=scale)), op.Transpose(key, perm=[0, 1, 3, 2]))
     if attn_mask is not None:
-        if attn_mask.dtype == ir.DataType.BOOL:
-            zero, minus_infinity = op.Constant(value_float=0.0), op.Constant(value_float=-float("inf"))
-            attn_mask = op.Where(attn_mask, zero, minus_infinity)
-        scores = op.Add(scores, attn_mask)
+        scores = op.Add(scores, _additive(attn_mask))
     return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _additive(mask: Any) -> Any:
+    """0 where a boolean mask lets through, else minus infinity."""
+    if mask.dtype != ir.DataType.BOOL:
+        return mask
+    through: Any = op.Constant(value_float=0.0)
+    return op.Where(mask, through, op.Constant(value_float=-float("inf")))
 
 
 def _split(tensor: Any, split_size: int, dim: int = 0) -> Any:
     """torch's own translation makes a sequence, which few backends have."""
-    parts = -(-tensor.shape[dim] // split_size)
+    parts, rest = divmod(tensor.shape[dim], split_size)
+    assert rest == 0
     return op.Split(tensor, axis=dim, num_outputs=parts)
 
 
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
     torch.ops.aten.split.Tensor: _split,
 }

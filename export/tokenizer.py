@@ -1,4 +1,4 @@
-"""The tokenizer's folder, in both of its forms: older tools read vocab.json and merges.txt, newer ones tokenizer.json."""
+"""The tokenizer's folder in both of its forms: older tools read vocab.json and merges.txt, newer tokenizer.json."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def write_tokenizer(source: Path, target: Path) -> None:
 
 
 def _write_json(folder: Path) -> None:
-    from transformers import CLIPTokenizerFast
+    from transformers import AutoTokenizer
 
-    CLIPTokenizerFast.from_pretrained(folder).backend_tokenizer.save(str(folder / JSON))
+    AutoTokenizer.from_pretrained(folder, use_fast=True).backend_tokenizer.save(str(folder / JSON))
 
 
 def _write_vocabulary(folder: Path, model: dict[str, object]) -> None:

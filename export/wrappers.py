@@ -5,6 +5,8 @@ The names of their parameters are the keys of the weights file, so nothing is ev
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -41,12 +43,14 @@ class ImageEncoder(nn.Module):
         return projected
 
 
-class UNet(UNet2DConditionModel):  # type: ignore[misc]
+class UNet(UNet2DConditionModel):
     """The denoiser. A subclass, so that its parameters keep their names."""
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         """(batch, 4, height, width), (1,), (batch, 77, d) -> out_sample (batch, 4, height, width)."""
-        out_sample: Tensor = super().forward(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        out_sample: Tensor = super().forward(  # type: ignore[misc]
+            sample, timestep, encoder_hidden_states, return_dict=False
+        )[0]
         return out_sample
 
 
@@ -55,7 +59,7 @@ class VaeDecoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        vae = AutoencoderKL.from_config(config)
+        vae: Any = from_config(AutoencoderKL, config)
         self.post_quant_conv = vae.post_quant_conv
         self.decoder = vae.decoder
 
@@ -70,7 +74,7 @@ class VaeEncoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        vae = AutoencoderKL.from_config(config)
+        vae: Any = from_config(AutoencoderKL, config)
         self.encoder = vae.encoder
         self.quant_conv = vae.quant_conv
 
@@ -82,5 +86,10 @@ class VaeEncoder(nn.Module):
 
 def unet(config: Config) -> nn.Module:
     """The denoiser that `config` describes."""
-    module: nn.Module = UNet.from_config(config)
+    return from_config(UNet, config)
+
+
+def from_config(kind: Any, config: Config) -> nn.Module:
+    """The network of the diffusers class `kind` that `config` describes."""
+    module: nn.Module = kind.from_config(config)
     return module

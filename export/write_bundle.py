@@ -97,7 +97,7 @@ def _export_components(
         shutil.copyfile(folder / "config.json", bundle / name / "config.json")
         digests |= {path.relative_to(source.folder).as_posix(): _digest(path) for path in weight_files(folder)}
         parity = exported[name].record.parity
-        report(f"{name}: off by {parity.error:.1e} of torch's largest output (tolerance {parity.tolerance:.0e})")
+        report(f"{name}: agrees with torch to {parity.error:.1e} (tolerance {parity.tolerance:.0e}; {parity.worst})")
     return exported, digests
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .base import Array, Network, Sample, Seen
+from .base import Network, Sample, Seen
 from .sd1 import SD1
 
 FAMILIES: dict[str, dict[str, Network]] = {"sd1": SD1}
 
-__all__ = ["FAMILIES", "Array", "Network", "Sample", "Seen"]
+__all__ = ["FAMILIES", "Network", "Sample", "Seen"]

@@ -16,6 +16,7 @@ TIMESTEPS = (999, 801, 601, 401, 201, 1)
 
 
 def text_encoder_spec(config: Config) -> GraphSpec:
+    """Token ids to a vector for each token, and one for the prompt."""
     width = config["hidden_size"]
     return GraphSpec(
         "text_encoder",
@@ -45,6 +46,7 @@ def text_encoder_samples(config: Config, seen: Seen) -> list[Sample]:
 
 
 def unet_spec(config: Config) -> GraphSpec:
+    """Noisy latents, timestep and prompt to the predicted noise."""
     context = TensorSpec("encoder_hidden_states", "float32", ("batch", 77, config["cross_attention_dim"]))
     return GraphSpec(
         "unet",
@@ -73,6 +75,7 @@ def unet_samples(config: Config, seen: Seen) -> list[Sample]:
 
 
 def vae_encoder_spec(config: Config) -> GraphSpec:
+    """Pictures to the distribution of their latents."""
     return GraphSpec(
         "vae_encoder",
         (TensorSpec("sample", "float32", ("batch", 3, "height", "width")),),
@@ -81,6 +84,7 @@ def vae_encoder_spec(config: Config) -> GraphSpec:
 
 
 def vae_encoder_samples(config: Config, seen: Seen) -> list[Sample]:
+    """Pictures of two sizes."""
     samples = []
     for i, (height, width) in enumerate(SIZES):
         sample = pictures(2, height, width, seed=i)
@@ -90,6 +94,7 @@ def vae_encoder_samples(config: Config, seen: Seen) -> list[Sample]:
 
 
 def vae_decoder_spec(config: Config) -> GraphSpec:
+    """Latents to pictures."""
     return GraphSpec(
         "vae_decoder",
         (TensorSpec("latent_sample", "float32", LATENTS),),
@@ -98,11 +103,13 @@ def vae_decoder_spec(config: Config) -> GraphSpec:
 
 
 def vae_decoder_samples(config: Config, seen: Seen) -> list[Sample]:
+    """The latents of the pictures that the encoder was given."""
     latents = [outputs["latent_parameters"][:, :4] for outputs in seen["vae_encoder"]]
     return [Sample(shape_label(z), {"latent_sample": np.ascontiguousarray(z)}) for z in latents]
 
 
 def image_encoder_spec(config: Config) -> GraphSpec:
+    """Pictures to points in the space of prompts."""
     size = config["image_size"]
     return GraphSpec(
         "image_encoder",
@@ -112,6 +119,7 @@ def image_encoder_spec(config: Config) -> GraphSpec:
 
 
 def image_encoder_samples(config: Config, seen: Seen) -> list[Sample]:
+    """Pictures in about the range that the mean and deviation of the preprocessor give."""
     size = config["image_size"]
     return [Sample(f"batch {n}", {"pixel_values": 2 * pictures(n, size, size, seed=n)}) for n in (2, 1)]
 
@@ -125,7 +133,8 @@ def pictures(batch: int, height: int, width: int, *, seed: int) -> Array:
         phase = rng.uniform(0, 2 * np.pi, (batch, 3, 1, 1))
         image += np.sin(2 * np.pi * (fy * y + fx * x) + phase)
     image[..., height // 4 : height // 2, width // 3 : width // 2] *= -1
-    return (image / np.abs(image).max()).astype(np.float32)
+    result: Array = (image / np.abs(image).max()).astype(np.float32)
+    return result
 
 
 def shape_label(array: Array) -> str:

@@ -1,4 +1,4 @@
-"""Graph passes: each takes a ModelProto and returns a new one that computes the same. To add one: a module and a line."""
+"""Graph passes: a ModelProto in, a new one that computes the same out. To add one: a module, and a line here."""
 
 from __future__ import annotations
 

@@ -34,5 +34,5 @@ def _evaluate(model: onnx.ModelProto, nodes: list[onnx.NodeProto], wanted: list[
     values = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in wanted]
     inline = [t for t in model.graph.initializer if t.name in constants(model)]
     graph = helper.make_graph(nodes, "constants", [], values, inline)
-    results: list[Array] = ReferenceEvaluator(helper.make_model(graph, opset_imports=model.opset_import)).run(None, {})
-    return results
+    constants_only = helper.make_model(graph, opset_imports=model.opset_import)
+    return list(ReferenceEvaluator(constants_only).run(None, {}))

@@ -1,0 +1,41 @@
+"""diffusers' own pipeline over the same weights: what pictures are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import nn
+
+from .sources import Source, open_source, read_json, read_tensors
+from .to_onnx import quiet
+from .weights import load
+from .wrappers import from_config
+
+VAE_HALVES = ("vae_decoder", "vae_encoder")
+
+
+def load_pipeline(source: Path) -> StableDiffusionPipeline:
+    """The checkpoint or bundle `source` in float32, without a safety checker.
+
+    `save_pretrained` of the result turns a bundle into a folder that diffusers opens by itself. A bundle is not one: it
+    keeps the halves of the VAE apart, each beside its graph, and diffusers takes the weights in `vae/` only.
+
+    Raises:
+        ExportError, UnknownName: see `sources.open_source`.
+    """
+    checkpoint = open_source(source)
+    parts = {} if checkpoint.component(["vae"]) else {"vae": _join_vae(checkpoint)}
+    with quiet():
+        pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+            source, torch_dtype=torch.float32, safety_checker=None, **parts
+        )
+    return pipeline
+
+
+def _join_vae(bundle: Source) -> nn.Module:
+    vae = from_config(AutoencoderKL, read_json(bundle.folder / VAE_HALVES[0] / "config.json"))
+    tensors = {key: tensor for half in VAE_HALVES for key, tensor in read_tensors(bundle.folder / half).items()}
+    vae.load_state_dict({key: load(key, tensor) for key, tensor in tensors.items()})
+    return vae.eval()
