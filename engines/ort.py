@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .spec import Array, GraphSpec, TensorSpec
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+_STDOUT = threading.Lock()  # engines are opened in several threads, and stdout is everybody's
 
 
 def open_engine(model: Path, spec: GraphSpec, device: str) -> Engine:
@@ -29,7 +31,7 @@ def open_engine(model: Path, spec: GraphSpec, device: str) -> Engine:
             "pip uninstall -y onnxruntime && pip install 'edgediffusion[cuda]'",
         )
     if cuda:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        with _STDOUT, contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             onnxruntime.preload_dlls()
     try:
         # Without enable_fallback=0 a provider that fails prints a banner and leaves the work to the CPU.

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +114,15 @@ def test_cuda_that_does_not_start(driver: bool, message: str, model: Path, monke
     monkeypatch.setattr(ctypes, "CDLL", load)
     with pytest.raises(BackendUnavailable, match=message):
         open_engine(model, SPEC, device="cuda")
+
+
+def test_engines_opened_together_leave_stdout_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.02, 0.06])  # the second to begin ends last
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ort.CUDA, ort.CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", SessionThatFellBack)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: time.sleep(next(seconds)))
+    before = sys.stdout
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(open_engine, model, SPEC, device="cuda") for _ in range(2)]:
+            assert isinstance(future.exception(), BackendUnavailable)
+    assert sys.stdout is before
