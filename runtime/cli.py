@@ -85,8 +85,8 @@ def _run(arguments: Sequence[str]) -> int:
             raise UnknownName("command", name, [*COMMANDS, *upper])
         parser.print_help(sys.stderr)
         return 2
-    except SystemExit:  # argparse has printed the help or the version
-        return 0
+    except SystemExit as done:  # argparse after --help and --version, rich after a closed pipe
+        return int(done.code or 0)
 
 
 def _main_parser(upper: Iterable[str]) -> Parser:

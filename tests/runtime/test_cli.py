@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgediffusion import __version__
+from edgediffusion.engines import probe as probe_module
+from edgediffusion.engines.probe import Probe
+from edgediffusion.runtime import Pipeline
+from edgediffusion.runtime.cli import COMMANDS, main
+from edgediffusion.runtime.manifest import MANIFEST
+from edgediffusion.runtime.metadata import read_parameters
+from edgediffusion.runtime.pipeline import BUILTIN
+
+from .conftest import Opened
+
+Capture = pytest.CaptureFixture[str]
+COMMAND = "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command runs: an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def bundle(bundle_path: Path, opened: Opened) -> str:
+    """A bundle that fake engines run."""
+    return str(bundle_path)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def pixels(path: Path) -> list[int]:
+    with Image.open(path) as image:
+        return list(np.asarray(image).flat)
+
+
+# generate
+
+
+def test_generate(bundle: str, folder: Path, capsys: Capture) -> None:
+    assert main(["generate", "a red apple", "--bundle", bundle, "--seed", "0"]) == 0
+    assert capsys.readouterr() == ("a-red-apple.png\n", "")
+    assert names(folder) == ["a-red-apple.png"]
+    (drawn,) = Pipeline.load(bundle)("a red apple", seed=0)
+    assert read_parameters(folder / "a-red-apple.png") == drawn.parameters
+    assert pixels(folder / "a-red-apple.png") == list(np.asarray(drawn.image).flat)
+
+
+def test_every_option_reaches_the_pipeline(bundle: str, folder: Path, capsys: Capture) -> None:
+    options = (
+        "--negative-prompt blurry --num-inference-steps 3 --scheduler ddim --guidance-scale 2.5 --seed 7 --size 24x16 "
+        "--num-images 2 --backend ort --device cpu -o out.png"
+    )
+    assert main(["generate", "a car", "--bundle", bundle, *options.split()]) == 0
+    assert capsys.readouterr() == ("out-1.png\nout-2.png\n", "")
+    drawn = Pipeline.load(bundle)(
+        "a car",
+        "blurry",
+        num_inference_steps=3,
+        scheduler="ddim",
+        guidance_scale=2.5,
+        seed=7,
+        width=24,
+        height=16,
+        num_images=2,
+    )
+    for picture, name in zip(drawn, names(folder), strict=True):
+        assert read_parameters(folder / name) == picture.parameters
+        assert pixels(folder / name) == list(np.asarray(picture.image).flat)
+
+
+def test_an_empty_prompt_works(bundle: str, folder: Path) -> None:
+    assert main(["generate", "", "--bundle", bundle]) == 0
+    assert names(folder) == ["picture.png"]
+
+
+def test_a_prompt_that_looks_like_an_option(bundle: str, folder: Path) -> None:
+    assert main(["generate", "--bundle", bundle, "--", "--seed"]) == 0
+    assert read_parameters(folder / "seed.png").prompt == "--seed"
+
+
+def test_nothing_is_overwritten_unless_forced(bundle: str, folder: Path, capsys: Capture) -> None:
+    for seed, extra in [("0", []), ("1", []), ("2", ["--force"])]:
+        assert main(["generate", "x", "--bundle", bundle, "--seed", seed, "-o", "a.png", *extra]) == 0
+    assert capsys.readouterr().out == "a.png\na-1.png\na.png\n"
+    assert {name: read_parameters(folder / name).seed for name in names(folder)} == {"a.png": 2, "a-1.png": 1}
+
+
+@pytest.mark.filterwarnings("default::edgediffusion.runtime.PromptTruncated")
+def test_a_prompt_that_is_too_long_says_what_was_cut(bundle: str, folder: Path, capsys: Capture) -> None:
+    assert main(["generate", "apple " * 80 + "pear", "--bundle", bundle, "-o", "a.png"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "a.png\n"
+    (line,) = err.splitlines()
+    assert line.startswith("edgediffusion: warning: ")
+    assert "pear" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--scheduler eulerian", r"unknown scheduler 'eulerian'; known: .*ddim.*dpmpp_2m.*euler"),
+        ("--size 100x128", r"width 100; wanted a positive multiple of 8"),
+        ("--size 128x0", r"height 0; wanted a positive multiple of 8"),
+        (
+            "--size big",
+            r"argument --size: 'big', wanted WIDTHxHEIGHT, such as 512x512; see: edgediffusion generate --help",
+        ),
+        ("--size -8x8", r"argument --size: expected one argument; see: edgediffusion generate --help"),
+        ("--num-inference-steps 0", r"num_inference_steps 0"),
+        ("--num-inference-steps -3", r"num_inference_steps -3"),
+        ("--num-inference-steps few", r"argument --num-inference-steps: invalid int value: 'few'"),
+        ("--num-images 0", r"num_images 0; wanted 1 or more"),
+        ("--num-images -1", r"num_images -1; wanted 1 or more"),
+        ("--seed -1", r"seed -1; wanted 0 or more"),
+        ("--seed x", r"argument --seed: invalid int value: 'x'"),
+        ("--guidance-scale nan", r"guidance_scale nan; wanted a finite number"),
+        ("--steps 3", r"unrecognized arguments: --steps 3; see: edgediffusion generate --help"),
+        ("--negative-prompt \udcff", r"argument --negative-prompt: '\\udcff' is not UTF-8"),
+        ("-o none/a.png", r"output none/a\.png: there is no folder none; make it first"),
+        ("-o .", r"output \. is a folder; name a file"),
+        ("-o a.jpg", r"output a\.jpg: pictures are written as PNG; name it a\.png"),
+    ],
+)
+def test_what_generate_cannot_use(options: str, message: str, bundle: str, folder: Path, capsys: Capture) -> None:
+    assert_refused(["generate", "x", "--bundle", bundle, *options.split()], message, folder, capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backend", "onnx"], r"unknown backend 'onnx'; known: ort"),
+        (["--device", "gpu"], r"unknown device 'gpu'; known: auto, cpu, cuda"),
+    ],
+)
+def test_unknown_backends(options: list[str], message: str, bundle_path: Path, folder: Path, capsys: Capture) -> None:
+    assert_refused(["generate", "x", "--bundle", str(bundle_path), *options], message, folder, capsys)
+
+
+def test_a_missing_backend(bundle_path: Path, folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "edgediffusion.engines.ort", raising=False)
+    message = r"backend 'ort' cannot be imported .*; pip install 'edgediffusion\[cpu\]'"
+    assert_refused(["generate", "x", "--bundle", str(bundle_path)], message, folder, capsys)
+
+
+def damage(bundle: Path, kind: str) -> None:
+    weights = bundle / "unet" / "diffusion_pytorch_model.safetensors"
+    match kind:
+        case "missing":
+            shutil.rmtree(bundle)
+        case "no file":
+            weights.unlink()
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:-1])
+        case "altered":
+            weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+        case "newer":
+            manifest = json.loads((bundle / MANIFEST).read_text())
+            (bundle / MANIFEST).write_text(json.dumps(manifest | {"schema": 99}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", r"bundle: no bundle here, .*; write one with: edgediffusion export"),
+        ("no file", r"unet/diffusion_pytorch_model\.safetensors: missing"),
+        ("truncated", r"unet/diffusion_pytorch_model\.safetensors: truncated"),
+        ("altered", r"unet/diffusion_pytorch_model\.safetensors: altered"),
+        ("newer", r"schema 99, this version reads up to 1; pip install --upgrade edgediffusion"),
+    ],
+)
+def test_a_bundle_that_cannot_be_used(kind: str, message: str, bundle: str, folder: Path, capsys: Capture) -> None:
+    damage(Path(bundle), kind)
+    assert_refused(["generate", "x", "--bundle", bundle], message, folder, capsys)
+
+
+def assert_refused(arguments: list[str], message: str, folder: Path, capsys: Capture) -> None:
+    """One line on stderr, status 2, nothing written."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("edgediffusion: error: ")
+    assert_matches(message, line)
+    assert names(folder) == []
+
+
+def assert_matches(pattern: str, text: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        raise ValueError(text)
+
+
+def test_the_output_is_checked_before_the_work(opened: Opened, bundle_path: Path) -> None:
+    assert main(["generate", "x", "--bundle", str(bundle_path), "-o", "none/a.png"]) == 2
+    assert opened.names == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_progress_bar_on_a_terminal(bundle: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["generate", "x", "--bundle", bundle, "-o", "a.png"]) == 0
+    assert capsys.readouterr().out == "a.png\n"
+    assert "denoising" in terminal.getvalue()
+    assert "100%" in terminal.getvalue()
+
+
+# inspect
+
+
+@pytest.fixture
+def picture(bundle: str, folder: Path, capsys: Capture) -> str:
+    main(["generate", "a [red] apple", "--bundle", bundle, "--seed", "0", "-o", "apple.png"])
+    capsys.readouterr()
+    return "apple.png"
+
+
+def test_inspect_a_picture(picture: str, capsys: Capture) -> None:
+    assert main(["inspect", picture]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines() if len(line.split()) > 1)
+    assert rows["prompt"].rstrip() == "a [red] apple"
+    assert rows["seed"].rstrip() == "0"
+    assert rows["scheduler"].rstrip() == "euler"
+
+
+def test_inspect_a_picture_as_json(picture: str, capsys: Capture) -> None:
+    assert main(["inspect", picture, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["prompt"], record["seed"], record["num_inference_steps"]) == ("a [red] apple", 0, 20)
+
+
+def test_inspect_a_bundle(bundle: str, capsys: Capture) -> None:
+    assert main(["inspect", bundle]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert all(name in out for name in ("sd1", "a test", "text_encoder", "encoder_hidden_states", "out_sample"))
+    assert main(["inspect", bundle, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((Path(bundle) / MANIFEST).read_text())
+
+
+def test_what_inspect_cannot_use(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    for name, message in {
+        "none.png": r"none\.png: cannot be read as a PNG \(.*No such file",
+        "text.png": r"text\.png: not a PNG file",
+        "plain.png": r"plain\.png: no parameters in this PNG",
+        "here": r"here: no bundle here",
+    }.items():
+        assert_refused(["inspect", str(tmp_path / name)], message, folder, capsys)
+
+
+# doctor
+
+
+def test_doctor(capsys: Capture) -> None:
+    assert main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"edgediffusion {__version__}" in out
+    assert "onnxruntime" in out
+    assert main(["doctor", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["machine"]["versions"]["edgediffusion"] == __version__
+    assert {"backend": "ort", "device": "cpu", "works": True}.items() <= record["backends"][0].items()
+
+
+@pytest.mark.parametrize(("works", "status"), [(True, 0), (False, 1)])
+def test_the_status_of_doctor(works: bool, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    broken = Probe(backend="ort", device="cuda", versions={}, works=False, reason="no driver", remedy="install it")
+    cpu = Probe(backend="ort", device="cpu", versions={}, works=works)
+    monkeypatch.setattr(probe_module, "probe_all", lambda: (broken, cpu))
+    assert main(["doctor"]) == status
+    assert "ort on cuda: no driver\n    install it\n" in capsys.readouterr().out
+
+
+# the command itself
+
+
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr() == (f"edgediffusion {__version__}\n", "")
+
+
+def test_help_lists_every_command(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in [*COMMANDS, "export"])
+    assert main([]) == 2
+    assert capsys.readouterr() == ("", out)
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: edgediffusion {name}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["draw"], r"unknown command 'draw'; known: doctor, export, generate, inspect"),
+        (["--quiet"], r"unrecognized arguments: --quiet; see: edgediffusion --help"),
+        (["generate"], r"the following arguments are required: prompt; see: edgediffusion generate --help"),
+        (["inspect"], r"the following arguments are required: FILE_OR_BUNDLE; see: edgediffusion inspect --help"),
+        (["doctor", "now"], r"unrecognized arguments: now; see: edgediffusion doctor --help"),
+        (["inspect", "two\nlines\x1b.png"], r"two lines\?\.png: cannot be read"),
+    ],
+)
+def test_a_command_line_that_cannot_be_used(arguments: list[str], message: str, folder: Path, capsys: Capture) -> None:
+    assert_refused(arguments, message, folder, capsys)
+
+
+def test_commands_of_upper_layers(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: Capture) -> None:
+    entries = {"check": "edgediffusion.runtime.cli:doctor", "bench": "edgediffusion.nowhere:bench"}
+    points = [EntryPoint(name, value, "edgediffusion.commands") for name, value in entries.items()]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    assert main(["check"]) == 0
+    assert "onnxruntime" in capsys.readouterr().out
+    message = r"bench needs edgediffusion\.nowhere, which is not installed; pip install 'edgediffusion\[bench\]'"
+    assert_refused(["bench"], message, folder, capsys)
+
+
+def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-P", "-c", before + COMMAND, *arguments], capture_output=True, text=True)
+
+
+def test_export_without_torch_names_its_extra(folder: Path) -> None:
+    result = run("export", str(folder), "out", before="import sys; sys.modules['torch'] = None\n")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("edgediffusion: error: ")
+    assert "pip install 'edgediffusion[export]'" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert names(folder) == []
+
+
+def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: Capture) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "load", load)
+    assert main(["generate", "x"]) == 130
+    assert capsys.readouterr() == ("", "")
+    assert names(folder) == []
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--help"]])
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_closed_pipe(arguments: list[str], buffered: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": buffered},
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert err == b""
+
+
+# with the model that comes with the package
+
+
+needs_builtin = pytest.mark.skipif(not (BUILTIN / MANIFEST).exists(), reason="the built-in model is not there yet")
+
+
+@needs_builtin
+def test_the_builtin_model_draws(folder: Path) -> None:
+    heavy = ("torch", "diffusers", "transformers", "onnx")
+    before = f"import sys; sys.modules.update(dict.fromkeys({heavy}))\n"
+    result = run("generate", "a red apple", "--seed", "0", "--num-inference-steps", "2", before=before)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "a-red-apple.png\n", "")
+    with Image.open("a-red-apple.png") as image:
+        assert image.size == (128, 128)
+    assert read_parameters(folder / "a-red-apple.png").seed == 0
+
+
+@needs_builtin
+def test_inspect_the_builtin_model(capsys: Capture) -> None:
+    assert main(["inspect", str(BUILTIN)]) == 0
+    assert "image_encoder" in capsys.readouterr().out

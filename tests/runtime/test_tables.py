@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from edgediffusion.engines.probe import Probe
+from edgediffusion.engines.spec import GraphSpec, TensorSpec
+from edgediffusion.runtime.doctor import Machine
+from edgediffusion.runtime.manifest import FileRecord, GraphRecord, Manifest, Parity
+from edgediffusion.runtime.metadata import Parameters
+from edgediffusion.runtime.tables import show_machine, show_manifest, show_parameters
+
+PARAMETERS = Parameters(
+    prompt="a [red]apple[/red] :apple:\nand more",
+    negative_prompt="",
+    num_inference_steps=20,
+    scheduler="euler",
+    guidance_scale=7.5,
+    seed=0,
+    width=None,
+    height=None,
+    model=None,
+    version=None,
+    other={"Clip skip": "2"},
+)
+
+
+def test_parameters_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    show_parameters(PARAMETERS)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "prompt               a [red]apple[/red] :apple:",
+        "                     and more",
+        "negative_prompt",
+        "num_inference_steps  20",
+        "scheduler            euler",
+        "guidance_scale       7.5",
+        "seed                 0",
+        "Clip skip            2",
+    ]
+
+
+def test_a_picture_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show_parameters(dataclasses.replace(PARAMETERS, prompt="a\x1b[2Jb\rc\x9bd", other={"\x1b]0;e": "\x07f"}))
+    out = capsys.readouterr().out
+    assert "a?[2Jb?c?d" in out
+    assert "?]0;e" in out
+    assert "?f" in out
+    assert not any(mark in out for mark in "\x1b\r\x9b\x07")
+
+
+def test_long_values_are_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    show_parameters(dataclasses.replace(PARAMETERS, prompt=" ".join(["apple"] * 200)))
+    assert capsys.readouterr().out.count("apple") == 200
+
+
+def test_a_manifest(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = GraphSpec(
+        "unet",
+        (TensorSpec("sample", "float32", ("batch", 4)), TensorSpec("timestep", "int64", (1,))),
+        (TensorSpec("out_sample", "float32", ("batch", 4)),),
+    )
+    graph = GraphRecord(
+        model="unet/model.onnx", weights="unet/w", spec=spec, parity=Parity(error=2e-6, tolerance=1e-4, worst="zeros")
+    )
+    show_manifest(
+        Manifest(
+            family="sd1",
+            source="a checkpoint",
+            source_sha256={},
+            dtype="float32",
+            weights_dtype="float16",
+            opset=18,
+            license="Apache-2.0",
+            versions={"torch": "2.13"},
+            graphs={"unet": graph},
+            files={"unet/w": FileRecord(bytes=3 * 2**20, sha256="0"), "big": FileRecord(bytes=2**31, sha256="0")},
+        )
+    )
+    out = " ".join(capsys.readouterr().out.split())
+    for expected in (
+        "family sd1",
+        "source a checkpoint",
+        "licence Apache-2.0",
+        "dtype float32, weights stored as float16",
+        "written with torch 2.13",
+        "files 2, 2.0 GiB",
+        "unet sample float32 (batch, 4) out_sample float32 (batch, 4) 3.0 MiB 2.0e-06, allowed 1e-04",
+        "timestep int64 (1)",
+    ):
+        assert expected in out
+
+
+def test_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Machine(
+        versions={"python": "3.11"}, system="Linux x86_64", cpu=None, features=(), threads=2, memory=8 * 2**30
+    )
+    probes = [
+        Probe(backend="ort", device="cpu", versions={"onnxruntime": "1.32"}, works=True),
+        Probe(
+            backend="ort", device="cuda", versions={}, works=False, reason="no driver", remedy="pip install " + "x" * 99
+        ),
+    ]
+    show_machine(machine, probes)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:4] == ["versions  python 3.11", "system    Linux x86_64", "threads   2", "memory    8.0 GiB"]
+    assert [line.split() for line in lines[5:8]] == [
+        ["backend", "device", "installed"],
+        ["ort", "cpu", "works", "onnxruntime", "1.32"],
+        ["ort", "cuda", "does", "not", "work"],
+    ]
+    assert lines[8:] == ["", "ort on cuda: no driver", "    pip install " + "x" * 99]
