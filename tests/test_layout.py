@@ -24,7 +24,7 @@ MODULES = [
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
 
 
 def test_engines_and_runtime_import_without_what_belongs_to_the_export() -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -345,7 +344,7 @@ def test_commands_of_upper_layers(monkeypatch: pytest.MonkeyPatch, folder: Path,
 
 
 def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-P", "-c", before + COMMAND, *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-I", "-c", before + COMMAND, *arguments], capture_output=True, text=True)
 
 
 def test_export_without_torch_names_its_extra(folder: Path) -> None:
@@ -368,13 +367,11 @@ def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: Cap
 
 
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--help"]])
-@pytest.mark.parametrize("buffered", ["", "1"])
-def test_a_closed_pipe(arguments: list[str], buffered: str) -> None:
+@pytest.mark.parametrize("mode", ["-I", "-Iu"])
+def test_a_closed_pipe(arguments: list[str], mode: str) -> None:
+    """Whether Python buffers stdout or not."""
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", COMMAND, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONUNBUFFERED": buffered},
+        [sys.executable, mode, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     process.stdout.close()
