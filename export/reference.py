@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -16,8 +17,8 @@ from .wrappers import from_config
 VAE_HALVES = ("vae_decoder", "vae_encoder")
 
 
-def load_pipeline(source: Path) -> StableDiffusionPipeline:
-    """The checkpoint or bundle `source` in float32, without a safety checker.
+def load_pipeline(source: Path) -> Any:
+    """The StableDiffusionPipeline of the checkpoint or bundle `source` in float32, without a safety checker.
 
     `save_pretrained` of the result turns a bundle into a folder that diffusers opens by itself. A bundle is not one: it
     keeps the halves of the VAE apart, each beside its graph, and diffusers takes the weights in `vae/` only.
@@ -28,10 +29,8 @@ def load_pipeline(source: Path) -> StableDiffusionPipeline:
     checkpoint = open_source(source)
     parts = {} if checkpoint.component(["vae"]) else {"vae": _join_vae(checkpoint)}
     with quiet():
-        pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-            source, torch_dtype=torch.float32, safety_checker=None, **parts
-        )
-    return pipeline
+        pipeline: Any = StableDiffusionPipeline
+        return pipeline.from_pretrained(source, torch_dtype=torch.float32, safety_checker=None, **parts)
 
 
 def _join_vae(bundle: Source) -> nn.Module:

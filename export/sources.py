@@ -37,7 +37,8 @@ class Source:
             return Manifest.read(self.folder).license
         card = self.folder / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else ""
-        found = re.match(r"---\n(?:.*\n)*?license: *['\"]?([^'\"\n]+?)['\"]? *\n(?:.*\n)*?---", text)
+        front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+        found = re.search(r"^license: *['\"]?(.+?)['\"]? *$", front_matter[1], re.MULTILINE) if front_matter else None
         return found[1] if found else "unknown"
 
     def component(self, folders: Iterable[str]) -> Path | None:

@@ -26,8 +26,8 @@ OPSET = 18
 def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample) -> onnx.ModelProto:
     """The graph of `module`, traced with `example`, as torch's exporter leaves it; `passes` make it portable.
 
-    Free dimensions of `spec` stay free. Parameters are initializers under their PyTorch names, without data: external, at
-    a place that means nothing yet.
+    Free dimensions of `spec` stay free. Parameters are initializers under their PyTorch names, without data: external,
+    at a place that means nothing yet.
     """
     arguments = tuple(torch.from_numpy(example.feeds[tensor.name]) for tensor in spec.inputs)
     free = tuple(

@@ -69,16 +69,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    folder = tmp_path_factory.mktemp("tiny")
+    folder, size = tmp_path_factory.mktemp("tiny"), len(VOCABULARY)
+    diffusion: Any = UNet2DConditionModel
+    autoencoder: Any = AutoencoderKL
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         models: dict[str, Any] = {
             "text_encoder": CLIPTextModel(
-                CLIPTextConfig(**CLIP, vocab_size=len(VOCABULARY), eos_token_id=len(VOCABULARY) - 1)
+                CLIPTextConfig(**CLIP, vocab_size=size, bos_token_id=size - 2, eos_token_id=size - 1)
             ),
             "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP, image_size=32, patch_size=8)),
-            "unet": UNet2DConditionModel(**UNET),
-            "vae": AutoencoderKL(**VAE),
+            "unet": diffusion(**UNET),
+            "vae": autoencoder(**VAE),
         }
         # Fresh networks give next to nothing; these predict noise of size one and draw pictures of full contrast.
         latents, context = torch.randn(4, 4, 8, 8), models["text_encoder"](torch.arange(77)[None]).last_hidden_state

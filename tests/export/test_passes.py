@@ -1,0 +1,194 @@
+"""Each pass on a graph small enough to read; none may change what a graph computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from edgediffusion.engines.registry import open_engine
+from edgediffusion.engines.spec import GraphSpec, TensorSpec
+from edgediffusion.export.passes import PASSES, simplify, store_weights
+from edgediffusion.export.passes.drop_no_ops import drop_no_ops
+from edgediffusion.export.passes.drop_unused import drop_unused
+from edgediffusion.export.passes.fold_constants import fold_constants
+from edgediffusion.export.passes.merge_equal import merge_equal
+from edgediffusion.export.passes.resolve_types import resolve_types
+from edgediffusion.export.passes.strip import strip
+from edgediffusion.export.weights import StoredTensor, write_tensors
+
+SPEC = GraphSpec("g", (TensorSpec("x", "float32", ("n", 4)),), (TensorSpec("y", "float32", ("n", 4)),))
+
+
+def graph(body: str, initializers: str = "") -> onnx.ModelProto:
+    """x (n, 4) -> y (n, 4), float32."""
+    return parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 18]> g (float[n, 4] x) => (float[n, 4] y) <{initializers}> {{ {body} }}'
+    )
+
+
+def ops(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def values(model: onnx.ModelProto) -> dict[str, Any]:
+    return {t.name: numpy_helper.to_array(t).tolist() for t in model.graph.initializer}
+
+
+def run(model: onnx.ModelProto, path: Path) -> np.ndarray:
+    path.write_bytes(model.SerializeToString())
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    with open_engine(path, SPEC, device="cpu") as engine:
+        return engine({"x": x})["y"]
+
+
+def test_resolve_types() -> None:
+    model = resolve_types(graph("c = CastLike(one, x) y = Mul(x, c)", "int64 one = {1}"))
+    assert ops(model) == ["Cast", "Mul"]
+    assert helper.get_attribute_value(model.graph.node[0].attribute[0]) == TensorProto.FLOAT
+
+
+def test_fold_constants_computes_what_needs_no_input() -> None:
+    body = "two = Constant<value_float = 2.0>() a = Mul(two, three) b = Sqrt(a) y = Add(x, b)"
+    model = fold_constants(graph(body, "float three = {8}"))
+    assert ops(model) == ["Add"]
+    assert values(model)["b"] == 4.0
+    assert model.graph.node[0].input == ["x", "b"]
+
+
+def test_fold_constants_leaves_weights_and_outputs_alone() -> None:
+    model = fold_constants(graph("t = Sqrt(w) u = Mul(t, x) y = Add(u, z)", "float w = {4}, float z = {1}"))
+    assert ops(model) == ["Mul", "Add"]
+    weight = graph("t = Sqrt(w) y = Mul(t, x)", "float w = {4}")
+    weight.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    assert ops(fold_constants(weight)) == ["Sqrt", "Mul"]
+    output = fold_constants(graph("y = Sqrt(z)", "float z = {1}"))
+    assert ops(output) == ["Sqrt"]
+
+
+@pytest.mark.parametrize(
+    "no_op",
+    [
+        "Identity(x)",
+        "Cast<to = 1>(x)",
+        "Concat<axis = 0>(x)",
+        "Mul(x, one)",
+        "Div(x, one)",
+        "Add(x, zero)",
+        "Sub(x, zero)",
+    ],
+)
+def test_drop_no_ops(no_op: str) -> None:
+    model = drop_no_ops(graph(f"a = {no_op} b = Identity(a) y = Relu(b)", "float one = {1}, float zero = {0}"))
+    assert ops(model) == ["Relu"]
+    assert model.graph.node[0].input == ["x"]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "Cast<to = 7>(x)",
+        "Concat<axis = 0>(x, x)",
+        "Mul(x, ones)",
+        "Sub(zero, x)",
+        "Div(one, x)",
+        "Add(x, one)",
+        "Mul(x, x)",
+    ],
+)
+def test_drop_no_ops_leaves_operations(operation: str) -> None:
+    initializers = "float one = {1}, float zero = {0}, float[1, 1, 4] ones = {1, 1, 1, 1}"
+    assert len(ops(drop_no_ops(graph(f"a = {operation} y = Relu(a)", initializers)))) == 2
+
+
+def test_drop_no_ops_keeps_the_names_of_outputs() -> None:
+    model = drop_no_ops(graph("a = Relu(x) y = Identity(a)"))
+    assert ops(model) == ["Relu", "Identity"]
+
+
+def test_merge_equal() -> None:
+    body = """
+        a = Add(x, one) b = Add(x, uno)
+        c = Relu(a) d = Relu(b)
+        e = Concat<axis = 0>(c, c) f = Concat<axis = 1>(d, d)
+        y = Mul(c, d)
+    """
+    model = merge_equal(graph(body, "float one = {1}, float uno = {1}, float[1] eins = {1}"))
+    assert ops(model) == ["Add", "Relu", "Concat", "Concat", "Mul"]
+    assert model.graph.node[-1].input == ["c", "c"]
+    assert values(model) == {"one": 1.0, "eins": [1.0]}
+
+
+def test_merge_equal_tells_not_a_number_and_types_apart() -> None:
+    model = merge_equal(graph("y = Relu(x)", "float a = {1}, int64 b = {1}, float c = {0}, float d = {-0.0}"))
+    assert len(model.graph.initializer) == 4
+
+
+def test_drop_unused() -> None:
+    model = drop_unused(graph("a = Relu(x) b = Exp(a) y = Mul(x, one)", "float one = {1}, float two = {2}"))
+    assert ops(model) == ["Mul"]
+    assert values(model) == {"one": 1.0}
+
+
+def test_strip() -> None:
+    model = graph("y = Relu(x)")
+    model.doc_string = model.graph.doc_string = model.graph.node[0].doc_string = "/home/someone/model.py"
+    for proto in (model, model.graph, model.graph.node[0], model.graph.input[0]):
+        proto.metadata_props.add(key="stack_trace", value="/home/someone/model.py")
+    model.graph.value_info.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
+    model.producer_version = "2.13"
+    bare = strip(model)
+    assert b"someone" not in bare.SerializeToString()
+    assert (bare.producer_name, bare.producer_version, bare.ir_version) == ("edgediffusion", "", 8)
+    assert not bare.graph.value_info
+    assert bare.graph.output == model.graph.output
+
+
+BUSY = """
+    two = Constant<value_float = 2.0>()
+    half = Reciprocal(two)
+    one = Mul(two, half)
+    like = CastLike(whole, x)
+    a = Mul(x, one)
+    b = Identity(a)
+    s1 = Shape(b) s2 = Shape(x)
+    e1 = Expand(like, s1) e2 = Expand(like, s2)
+    c = Add(e1, b) d = Mul(c, e2)
+    unused = Exp(d)
+    y = Sub(d, half)
+"""
+
+
+@pytest.mark.parametrize("change", [*PASSES, strip, simplify], ids=lambda change: change.__name__)
+def test_no_pass_changes_what_is_computed(change: Callable[[onnx.ModelProto], onnx.ModelProto], tmp_path: Path) -> None:
+    model = graph(BUSY, "int64 whole = {3}")
+    before = model.SerializeToString()
+    changed = change(model)
+    assert model.SerializeToString() == before, "the pass altered its input"
+    assert np.array_equal(run(changed, tmp_path / "b.onnx"), run(model, tmp_path / "a.onnx"))
+
+
+def test_simplify_leaves_only_what_is_needed() -> None:
+    assert Counter(ops(simplify(graph(BUSY, "int64 whole = {3}")))) == Counter(["Shape", "Expand", "Add", "Mul", "Sub"])
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("F32", np.float32), ("F16", np.float16)])
+def test_store_weights(tmp_path: Path, dtype: str, stored: type[np.floating]) -> None:
+    weight = np.array([0.5, 1, 2, 4], stored)
+    (tmp_path / "raw").write_bytes(b"header" + weight.tobytes())
+    placed = write_tensors(tmp_path / "w", {"m.weight": StoredTensor(tmp_path / "raw", dtype, (4,), 6, weight.nbytes)})
+    model = graph("a = Mul(x, w) y = Add(a, w)", "float[4] w = {9, 9, 9, 9}, float one = {1}")
+    model.graph.initializer[0].name = "m.weight"
+    for node in model.graph.node:
+        node.input[1] = "m.weight"
+    result = store_weights(model, placed)
+    assert ops(result) == (["Mul", "Add"] if dtype == "F32" else ["Cast", "Mul", "Add"])
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    expected = x * weight.astype(np.float32) + weight.astype(np.float32)
+    assert np.array_equal(run(result, tmp_path / "g.onnx"), expected)

@@ -1,0 +1,66 @@
+"""The exporter's call: free dimensions stay free, attention and splits come out as standard operators."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from edgediffusion.engines.registry import open_engine
+from edgediffusion.engines.spec import GraphSpec, TensorSpec
+from edgediffusion.export.families import Sample
+from edgediffusion.export.passes import simplify
+from edgediffusion.export.to_onnx import quiet, to_onnx
+
+SPEC = GraphSpec(
+    "attention",
+    (TensorSpec("x", "float32", ("batch", 2, "length", 8)),),
+    (TensorSpec("y", "float32", ("batch", 2, "length", 8)), TensorSpec("z", "float32", ("batch", 2, "length", 4))),
+)
+
+
+class Attention(nn.Module):
+    def __init__(self, mask: str) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        row = torch.arange(x.shape[2])
+        causal = row[None] <= row[:, None]
+        mask = {"none": None, "bool": causal, "float": causal * 1.5}[self.mask]
+        left, right = x.chunk(2, dim=-1)
+        scale = 0.3 if self.mask == "float" else None
+        return scaled_dot_product_attention(x, x.flip(-1), x, attn_mask=mask, scale=scale), left * right
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "float"])
+def test_attention_and_split(mask: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    module = Attention(mask)
+    model = simplify(to_onnx(module, SPEC, Sample("", {"x": rng.standard_normal((2, 2, 5, 8)).astype(np.float32)})))
+    ops = {node.op_type for node in model.graph.node}
+    assert {"MatMul", "Softmax", "Split"} <= ops
+    assert not any("Sequence" in op for op in ops)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with open_engine(tmp_path / "model.onnx", SPEC, device="cpu") as engine:
+        for shape in ((1, 2, 7, 8), (3, 2, 1, 8)):
+            x = rng.standard_normal(shape).astype(np.float32)
+            got = engine({"x": x})
+            for name, want in zip(("y", "z"), module(torch.from_numpy(x)), strict=True):
+                np.testing.assert_allclose(got[name], want.numpy(), atol=2e-6)
+
+
+def test_quiet_silences_and_restores(caplog: pytest.LogCaptureFixture) -> None:
+    with quiet():
+        warnings.warn("not for the user", stacklevel=1)
+        logging.getLogger("torch.onnx").warning("nor this")
+    logging.getLogger("torch.onnx").warning("but this")
+    assert [record.message for record in caplog.records] == ["but this"]
+    with pytest.warns(UserWarning, match="again"):
+        warnings.warn("again", stacklevel=1)

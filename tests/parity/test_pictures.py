@@ -1,0 +1,109 @@
+"""Whole pictures against diffusers: same weights, prompt and starting noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgediffusion.export.reference import load_pipeline
+from edgediffusion.export.to_onnx import quiet
+from edgediffusion.runtime import Pipeline
+from edgediffusion.runtime.pipeline import BUILTIN
+
+SCHEDULERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+}
+STEPS = 20
+GUIDANCE = 7.5
+# Both compute in float32, so they differ where a value lies within 1e-5 of the edge between two of the 256 levels.
+MIN_PSNR = 45.0
+Picture = NDArray[np.uint8]
+
+
+class Pair:
+    """One model twice: ours and diffusers'."""
+
+    def __init__(self, ours: Path, theirs: Path) -> None:
+        self.ours = Pipeline.load(ours)
+        self.theirs = load_pipeline(theirs)
+        self.theirs.set_progress_bar_config(disable=True)
+
+    def draw(
+        self, prompt: str, scheduler: str, latents: NDArray[np.float32], **settings: Any
+    ) -> tuple[Picture, Picture]:
+        """(height, width, 3) by ours and by diffusers."""
+        settings |= {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+        self.theirs.scheduler = SCHEDULERS[scheduler].from_config(self.theirs.scheduler.config)
+        height, width = (8 * n for n in latents.shape[2:])
+        (ours,) = self.ours(prompt, scheduler=scheduler, latents=latents, height=height, width=width, **settings)
+        with quiet():
+            (theirs,) = self.theirs(
+                prompt, latents=torch.from_numpy(latents), height=height, width=width, **settings
+            ).images
+        return np.asarray(ours.image), np.asarray(theirs)
+
+
+@pytest.fixture(scope="module")
+def tiny(bundle: Path, checkpoint: Path) -> Iterator[Pair]:
+    pair = Pair(bundle, checkpoint)
+    with pair.ours:
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def builtin() -> Iterator[Pair]:
+    pair = Pair(BUILTIN, BUILTIN)
+    with pair.ours:
+        yield pair
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((1, 4, height, width), np.float32)
+
+
+def psnr(a: Picture, b: Picture) -> float:
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def assert_same(ours: Picture, theirs: Picture) -> None:
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 20, "a flat picture agrees with anything"
+    assert psnr(ours, theirs) >= MIN_PSNR
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_picture_equals_that_of_diffusers(tiny: Pair, scheduler: str) -> None:
+    assert_same(*tiny.draw("a red apple", scheduler, noise(8, 8), negative_prompt="blurry, dark"))
+
+
+def test_picture_of_a_size_that_the_unet_cannot_halve(tiny: Pair) -> None:
+    assert_same(*tiny.draw("a wide view", "euler", noise(7, 13)))
+
+
+def test_the_comparison_can_fail(tiny: Pair) -> None:
+    ours, _ = tiny.draw("a red apple", "ddim", noise(8, 8))
+    _, theirs = tiny.draw("a red apply", "ddim", noise(8, 8))
+    assert psnr(ours, theirs) < MIN_PSNR
+
+
+def test_a_batch_equals_its_pictures_one_by_one(tiny: Pair) -> None:
+    batch = tiny.ours("a rocket", seed=3, num_images=4)
+    singles = [tiny.ours("a rocket", seed=3 + k)[0] for k in range(4)]
+    for together, alone in zip(batch, singles, strict=True):
+        assert psnr(np.asarray(together.image), np.asarray(alone.image)) >= MIN_PSNR
+    assert psnr(np.asarray(batch[0].image), np.asarray(batch[1].image)) < MIN_PSNR
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_built_in_model_draws_what_diffusers_draws(builtin: Pair, scheduler: str) -> None:
+    assert_same(*builtin.draw("a red apple, 3d", scheduler, noise(16, 16)))
