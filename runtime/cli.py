@@ -47,8 +47,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    An `EdgeDiffusionError` is one line on stderr and status 2; after a keyboard interrupt it is 130, and 141 when
-    nobody reads stdout any more.
+    An `EdgeDiffusionError`, or too little memory, is one line on stderr and status 2. After a keyboard interrupt the
+    status is 130, and 141 when nobody reads stdout any more.
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except EdgeDiffusionError as error:
             _say("error", error)
+            return 2
+        except MemoryError as error:
+            _say("error", f"out of memory ({error}); take a smaller --size or fewer --num-images")
             return 2
         except KeyboardInterrupt:
             return 130
