@@ -120,7 +120,7 @@ class Pipeline:
             prompt=prompt,
             negative_prompt=negative_prompt,
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=float(guidance_scale),
             scheduler=name,
             tables=SCHEDULERS[name](self.scheduler_config, num_inference_steps),
             seed=secrets.randbits(32) if seed is None else seed,

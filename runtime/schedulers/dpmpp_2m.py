@@ -81,7 +81,7 @@ def _weights(c: SchedulerConfig, levels: F64, alphas: F64) -> tuple[Weights, ...
         difference = pick("solver_type", c.solver_type, SOLVER_TYPES)(h, alphas[1:], first[1]) * h / previous_h
     second_rows = by_step(first[0], first[1] + difference, -difference)
     n = len(first_rows)
-    at_final = c.euler_at_final or (c.lower_order_final and n < 15) or c.final_sigmas_type == "zero"
-    # Where a level is repeated there is no difference to extrapolate along.
-    second = np.isfinite(difference) & ~(at_final & (np.arange(n) == n - 1))
+    lower_at_final = c.euler_at_final or (c.lower_order_final and n < 15)
+    # There is nothing to extrapolate at the first step, along a repeated level, or to zero noise.
+    second = np.isfinite(difference) & ~(lower_at_final & (np.arange(n) == n - 1))
     return tuple((a, b) if use else (a,) for a, b, use in zip(first_rows, second_rows, second.tolist(), strict=True))

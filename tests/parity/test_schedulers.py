@@ -27,7 +27,7 @@ from edgediffusion.runtime.schedulers.config import SchedulerConfig
 Latents = NDArray[Any]
 History = tuple[Latents, ...]
 CLASSES = ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
-STEPS = (1, 2, 3, 5, 10, 25, 50)
+STEPS = (1, 2, 3, 5, 10, 14, 15, 25, 50)
 SD15 = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

@@ -12,6 +12,7 @@ from edgediffusion import __version__
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, PromptTruncated, denoise
 from edgediffusion.runtime import pipeline as pipeline_module
+from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.metadata import read_parameters
 
 from .conftest import Opened
@@ -120,6 +121,19 @@ def test_no_guidance_halves_the_work(pipeline: Pipeline, opened: Opened, guidanc
     assert unet["sample"].shape == (1, 4, 2, 2)
 
 
+def test_the_loop_hands_each_step_what_the_one_before_left(pipeline: Pipeline, opened: Opened) -> None:
+    run = pipeline.steps("a red apple", seed=0, num_inference_steps=6, scheduler="dpmpp_2m", guidance_scale=1)
+    steps = list(run)
+    embeds = opened.calls[1][1]["encoder_hidden_states"]
+    latents = NumpyNoise(0).normal((4, 2, 2))
+    history: tuple[F32, ...] = ()
+    for i, step in enumerate(steps):
+        feeds = {"sample": latents, "timestep": run.tables.timesteps[[i]], "encoder_hidden_states": embeds}
+        output = pipeline.bundle.engine("unet")(feeds)["out_sample"]
+        latents, history = run.tables.step(output, i, latents, history, None)
+        np.testing.assert_array_equal(step.latents, latents)
+
+
 def test_a_run_resumed_in_the_middle(pipeline: Pipeline, opened: Opened) -> None:
     run = pipeline.steps("a red apple", seed=0, num_inference_steps=6, scheduler="dpmpp_2m", guidance_scale=1)
     whole = list(run)
@@ -153,6 +167,11 @@ def test_a_noisy_sampler_is_given_noise(pipeline: Pipeline) -> None:
     stream = NumpyNoise(7, 2)
     for step in run:
         np.testing.assert_array_equal(step.latents, stream.normal((4, 2, 2)))
+
+
+def test_a_guidance_scale_of_another_number_type(pipeline: Pipeline) -> None:
+    (image,) = pipeline("a red apple", seed=0, guidance_scale=np.float64(7.5))
+    assert image.parameters.to_json() == pipeline("a red apple", seed=0)[0].parameters.to_json()
 
 
 def test_an_empty_prompt_is_unconditional(pipeline: Pipeline) -> None:

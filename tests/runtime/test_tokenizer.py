@@ -13,8 +13,8 @@ from edgediffusion.runtime.tokenizer import ClipTokenizer, PromptTruncated
 
 
 @pytest.fixture
-def folder(tmp_path: Path, trained_tokenizer: Tokenizer) -> Path:
-    trained_tokenizer.model.save(str(tmp_path))
+def folder(tmp_path: Path, clip_tokenizer: Tokenizer) -> Path:
+    clip_tokenizer.model.save(str(tmp_path))
     return tmp_path
 
 
@@ -29,9 +29,9 @@ def test_begin_end_and_padding(folder: Path) -> None:
     assert list(words) == [vocab["a</w>"], vocab["red</w>"], vocab["apple</w>"]]
 
 
-def test_tokenizer_json_counts_first(folder: Path, trained_tokenizer: Tokenizer) -> None:
+def test_tokenizer_json_counts_first(folder: Path, clip_tokenizer: Tokenizer) -> None:
     expected = ClipTokenizer(folder)(["A red apple, a car"])
-    tokenizer = Tokenizer.from_str(trained_tokenizer.to_str())
+    tokenizer = Tokenizer.from_str(clip_tokenizer.to_str())
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=9)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -75,9 +75,9 @@ def test_no_vocabulary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["vocab.json", "tokenizer.json"])
-def test_a_special_token_that_is_in_no_vocabulary(folder: Path, trained_tokenizer: Tokenizer, form: str) -> None:
+def test_a_special_token_that_is_in_no_vocabulary(folder: Path, clip_tokenizer: Tokenizer, form: str) -> None:
     if form == "tokenizer.json":
-        trained_tokenizer.save(str(folder / form))
+        clip_tokenizer.save(str(folder / form))
     (folder / "special_tokens_map.json").write_text('{"pad_token": {"content": "[PAD]"}}')
     with pytest.raises(
         BundleError, match=rf"{folder}: pad_token '\[PAD\]' is not in the vocabulary; export the bundle"

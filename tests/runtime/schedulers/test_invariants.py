@@ -79,6 +79,13 @@ def test_a_run_cut_and_resumed_is_the_whole_run(name: str, steps: int) -> None:
         np.testing.assert_array_equal(rest[-1][0], whole[-1][0])
 
 
+def test_a_start_in_the_middle_without_history_is_of_first_order() -> None:
+    second, first = (SCHEDULERS["dpmpp_2m"](CONFIG | {"solver_order": order}, 7) for order in (2, 1))
+    latents, (x0,) = second.step(normal(1), 3, normal(2), (), None)
+    np.testing.assert_array_equal(latents, first.step(normal(1), 3, normal(2), (), None)[0])
+    assert (latents != second.step(normal(1), 3, normal(2), (x0 + 1,), None)[0]).any()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_state_leaks_between_runs(name: str) -> None:
     scheduler = SCHEDULERS[name](CONFIG, 7)
