@@ -1,0 +1,72 @@
+"""Draws the figures of the model card: a grid of pictures, and the loss curves.
+
+    python -m edgediffusion.export.builtin.card grid OUT.png            64 prompts, seeds 0 to 63, no choice
+    python -m edgediffusion.export.builtin.card losses WORK OUT.png     needs matplotlib
+
+`grid` also prints for how many pictures the model's own CLIP finds the right one among the 64 prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from edgediffusion.runtime import Pipeline
+
+PROMPTS = (
+    "a red apple", "a smiling cat face", "a rocket", "a slice of pizza, 3d", "a blue car", "a dog face", "a house, noto", "a sunflower",
+    "a robot, 3d", "a green apple, noto", "a ghost", "a cup of coffee, noto", "an airplane, 3d", "a guitar", "a fish, noto", "a birthday cake",
+    "a tree, noto", "a penguin", "a crown, 3d", "a banana", "a purple car, noto", "a bicycle", "an octopus, 3d", "a strawberry, noto",
+    "a red heart", "a yellow car, 3d", "a lion face", "a snowman, noto", "a hamburger, 3d", "a key", "a bee, noto", "a blue butterfly",
+    "a soccer ball", "a panda face, 3d", "an umbrella, noto", "a train", "a green car", "a cactus, 3d", "a pumpkin", "a whale, noto",
+    "a unicorn face, 3d", "a light bulb", "a camera, noto", "a dragon, 3d", "an ice cream", "a watermelon, noto", "a sailboat", "a turtle, 3d",
+    "a crying face", "a face with sunglasses, 3d", "an owl", "a mushroom, noto", "a gift box", "a pink flower, 3d", "a fire engine", "a pineapple, noto",
+    "a monkey face", "a hot dog, 3d", "a globe", "a snail, noto", "a blue guitar", "a bear face, 3d", "a carrot", "a castle, noto",
+)  # fmt: skip
+COLUMNS = 8
+CELL = (160, 152)
+
+
+def grid(out: Path) -> None:
+    """Draw picture k with prompt k and seed k at the default settings."""
+    sheet = Image.new("RGB", (COLUMNS * CELL[0], len(PROMPTS) // COLUMNS * CELL[1]), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    with Pipeline.load() as pipeline:
+        pictures = [pipeline(prompt, seed=seed)[0].image for seed, prompt in enumerate(PROMPTS)]
+        print(f"{_found(pipeline, pictures)} of {len(PROMPTS)} pictures are nearest to their own prompt")
+    for k, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):
+        left, top = k % COLUMNS * CELL[0], k // COLUMNS * CELL[1]
+        sheet.paste(picture, (left + (CELL[0] - picture.width) // 2, top))
+        draw.text((left + CELL[0] // 2, top + 132), prompt, "black", font, anchor="ma")
+    sheet.save(out, optimize=True)
+
+
+def _found(pipeline: Pipeline, pictures: list[Image.Image]) -> int:
+    """How many pictures have their own prompt nearest among all, by the cosine of CLIP's embeddings."""
+    ids = pipeline.tokenizer(PROMPTS)
+    texts = pipeline.bundle.engine("text_encoder")({"input_ids": ids})["pooler_output"]
+    pixels = np.stack([np.asarray(picture, np.float32) for picture in pictures]).transpose(0, 3, 1, 2) / 127.5 - 1
+    images = pipeline.bundle.engine("image_encoder")({"pixel_values": np.ascontiguousarray(pixels)})["image_embeds"]
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    return int((np.argmax(images @ texts.T, axis=1) == np.arange(len(PROMPTS))).sum())
+
+
+def losses(work: Path, out: Path) -> None:
+    """Plot the three stages' logs over the seconds of training."""
+    from matplotlib import pyplot
+
+    stages = (("clip", "loss"), ("vae", "reconstruction"), ("unet", "loss"))
+    figure, axes = pyplot.subplots(1, len(stages), figsize=(12, 3), layout="constrained")
+    for axis, (stage, name) in zip(axes, stages, strict=True):
+        rows = [json.loads(line) for line in (work / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()]
+        axis.plot([row["seconds"] for row in rows], [row[name] for row in rows])
+        axis.set(title=f"{stage}: {name}, {rows[-1]['step']} steps", xlabel="seconds", yscale="log")
+    figure.savefig(out, dpi=80)
+
+
+if __name__ == "__main__":
+    {"grid": grid, "losses": losses}[sys.argv[1]](*map(Path, sys.argv[2:]))
