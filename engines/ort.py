@@ -67,7 +67,6 @@ def _options() -> onnxruntime.SessionOptions:
     programs run too it stays at 35 ms; without a limit it takes 38 to 200 ms there, for up to twice the CPU time.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.spin_duration_us", "200")
     return options

@@ -136,6 +136,7 @@ def test_a_prompt_that_is_too_long_says_what_was_cut(bundle: str, folder: Path, 
         ("--seed -1", r"seed -1; wanted 0 or more"),
         ("--seed x", r"argument --seed: invalid int value: 'x'"),
         ("--guidance-scale nan", r"guidance_scale nan; wanted a finite number"),
+        ("--num-inference 3", r"unrecognized arguments: --num-inference 3"),
         ("--steps 3", r"unrecognized arguments: --steps 3; see: edgediffusion generate --help"),
         ("--negative-prompt \udcff", r"argument --negative-prompt: '\\udcff' is not UTF-8"),
         ("-o none/a.png", r"output none/a\.png: there is no folder none; make it first"),
@@ -256,6 +257,15 @@ def test_inspect_a_picture_as_json(picture: str, capsys: Capture) -> None:
     assert main(["inspect", picture, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["prompt"], record["seed"], record["num_inference_steps"]) == ("a [red] apple", 0, 20)
+
+
+def test_a_prompt_that_stdout_cannot_encode(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    main(["generate", "🍎", "--bundle", bundle, "-o", "apple.png"])
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["inspect", "apple.png"]) == 0
+    stdout.seek(0)
+    assert r"\U0001f34e" in stdout.read()
 
 
 def test_inspect_a_bundle(bundle: str, capsys: Capture) -> None:

@@ -69,6 +69,10 @@ def test_read_back(changes: dict[str, object], tmp_path: Path) -> None:
     assert read_parameters(save(tmp_path / "text.png", parameters=parameters.to_text())) == parameters
 
 
+def test_a_whole_guidance_scale_has_no_point() -> None:
+    assert "CFG scale: 7, " in dataclasses.replace(APPLE, guidance_scale=7.0).to_text()
+
+
 def test_the_json_is_exact_where_the_text_is_not(tmp_path: Path) -> None:
     parameters = dataclasses.replace(APPLE, prompt=" Negative prompt: \n Steps: ", guidance_scale=0.1 + 0.2)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=png_info(parameters))
