@@ -62,7 +62,8 @@ def losses(work: Path, out: Path) -> None:
     stages = (("clip", "loss"), ("vae", "reconstruction"), ("unet", "loss"))
     figure, axes = pyplot.subplots(1, len(stages), figsize=(12, 3), layout="constrained")
     for axis, (stage, name) in zip(axes, stages, strict=True):
-        rows = [json.loads(line) for line in (work / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()]
+        log = work / f"{stage}.jsonl"  # its first step compiles
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]]
         axis.plot([row["seconds"] for row in rows], [row[name] for row in rows])
         axis.set(title=f"{stage}: {name}, {rows[-1]['step']} steps", xlabel="seconds", yscale="log")
     figure.savefig(out, dpi=80)
