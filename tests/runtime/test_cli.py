@@ -396,10 +396,6 @@ def test_a_closed_pipe(arguments: list[str], mode: str) -> None:
 # with the model that comes with the package
 
 
-needs_builtin = pytest.mark.skipif(not (BUILTIN / MANIFEST).exists(), reason="the built-in model is not there yet")
-
-
-@needs_builtin
 def test_the_builtin_model_draws(folder: Path) -> None:
     heavy = ("torch", "diffusers", "transformers", "onnx")
     before = f"import sys; sys.modules.update(dict.fromkeys({heavy}))\n"
@@ -410,7 +406,6 @@ def test_the_builtin_model_draws(folder: Path) -> None:
     assert read_parameters(folder / "a-red-apple.png").seed == 0
 
 
-@needs_builtin
 def test_inspect_the_builtin_model(capsys: Capture) -> None:
     assert main(["inspect", str(BUILTIN)]) == 0
     assert "image_encoder" in capsys.readouterr().out
