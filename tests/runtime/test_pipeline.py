@@ -103,15 +103,17 @@ def test_step_by_step(pipeline: Pipeline, opened: Opened) -> None:
 
 
 def test_guidance_is_one_call_with_the_unconditional_half_first(pipeline: Pipeline, opened: Opened) -> None:
-    pipeline("a red apple", "a car", seed=0, num_inference_steps=1, num_images=2)
-    (_, words), (_, guided), *decoded = opened.calls
+    pipeline("a red apple", "a car", seed=0, num_inference_steps=2, num_images=2)
+    (_, words), (_, guided), _, *decoded = opened.calls
     np.testing.assert_array_equal(words["input_ids"], pipeline.tokenizer(["a car", "a red apple"]))
     assert guided["sample"].shape == (4, 4, 2, 2)
     np.testing.assert_array_equal(guided["sample"][:2], guided["sample"][2:])
+    # Euler starts at sigma = 14.6 or so and shows the UNet sigma / sqrt(sigma^2 + 1) of the noise: 0.998.
+    np.testing.assert_allclose(guided["sample"][:2], NumpyNoise(0, 2).normal((4, 2, 2)), rtol=0.005)
     negative, positive = pipeline.bundle.engine("text_encoder")(words)["last_hidden_state"]
     for row, embeds in zip(guided["encoder_hidden_states"], [negative, negative, positive, positive], strict=True):
         np.testing.assert_array_equal(row, embeds)
-    assert [name for name, _ in decoded[:2]] == ["vae_decoder", "vae_decoder"]
+    assert [name for name, _ in decoded] == ["vae_decoder", "vae_decoder", "text_encoder"]
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 0.0, -2.0])
