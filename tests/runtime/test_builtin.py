@@ -6,10 +6,6 @@ import numpy as np
 import pytest
 
 from edgediffusion.runtime import Pipeline
-from edgediffusion.runtime.manifest import MANIFEST
-from edgediffusion.runtime.pipeline import BUILTIN
-
-pytestmark = pytest.mark.skipif(not (BUILTIN / MANIFEST).exists(), reason="the built-in model is not there yet")
 
 
 def test_a_batch_of_four_is_four_single_runs() -> None:

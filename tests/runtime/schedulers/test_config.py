@@ -83,7 +83,7 @@ def test_steps_that_start_beyond_the_training() -> None:
         SCHEDULERS["ddim"]({"steps_offset": 1}, 1000)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "euler"])
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_keys_that_change_nothing_pass(name: str) -> None:
     plain = SCHEDULERS[name]({}, 5)
     config = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "future": None, "other": False, "rho": 7.0}
@@ -97,7 +97,7 @@ def test_values_that_were_defaults_give_way_to_this_samplers_own() -> None:
 
 
 @pytest.mark.parametrize("steps", [61, 103, 998])
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "euler"])
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_trailing_spacing_has_no_step_too_many(name: str, steps: int) -> None:
     scheduler = SCHEDULERS[name]({"timestep_spacing": "trailing"}, steps)
     assert scheduler.timesteps.shape == (steps,)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgediffusion.runtime.arrays import F32
-from edgediffusion.runtime.schedulers import SCHEDULERS, Scheduler
+from edgediffusion.runtime.schedulers import SCHEDULERS, Scheduler, short_name
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
-NAMES = ("ddim", "dpmpp_2m", "euler")
+NAMES = sorted({short_name(name) for name in SCHEDULERS})
 STEPS = (1, 2, 3, 7, 30, 33, 50, 1000)
 SHAPE = (2, 4, 8, 8)
 SPACINGS = ("leading", "linspace", "trailing")
