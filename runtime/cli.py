@@ -4,7 +4,8 @@ Nothing heavy is imported before a command needs it. A command is a function fro
 a `Parser` of its own. Those of the upper layers are entry points of the group `edgediffusion.commands`, loaded when
 they are called; the pip extra that a command needs has the command's name.
 
-argparse rather than typer: typer 0.29 imports pydantic, 0.22 s of every start, and hides the errors to catch in `_click`.
+argparse rather than typer: typer 0.29 imports pydantic, 0.22 s of every start, and hides the errors to catch in private
+modules.
 """
 
 from __future__ import annotations
