@@ -50,8 +50,7 @@ def denoise(
     for i in range(start, len(scheduler.timesteps)):
         timestep = scheduler.timesteps[i : i + 1]
         sample = scheduler.scale_model_input(latents, i)
-        if guided:
-            sample = np.concatenate([sample, sample])
+        sample = np.concatenate([sample, sample]) if guided else sample
         noise_pred = bound_unet({"sample": sample, "timestep": timestep})["out_sample"]
         if guided:
             noise_pred = guide(noise_pred, guidance_scale)

@@ -114,7 +114,7 @@ class Pipeline:
             UsageError: an argument that cannot be used.
         """
         space = self.latent_space
-        name = short_name(self.scheduler_config["_class_name"] if scheduler is None else scheduler)
+        name = short_name(self.scheduler_config.get("_class_name", "") if scheduler is None else scheduler)
         return Run(
             pipeline=self,
             prompt=prompt,

@@ -218,6 +218,12 @@ def test_an_unknown_scheduler_lists_the_known(pipeline: Pipeline) -> None:
         pipeline("a red apple", scheduler="heun")
 
 
+def test_a_scheduler_config_of_no_class(pipeline: Pipeline) -> None:
+    del pipeline.scheduler_config["_class_name"]
+    with pytest.raises(UnknownName, match="unknown scheduler ''; known: DDIMScheduler"):
+        pipeline("a red apple")
+
+
 @pytest.mark.parametrize(
     ("given", "name"), [(None, "euler"), ("DPMSolverMultistepScheduler", "dpmpp_2m"), ("ddim", "ddim")]
 )
