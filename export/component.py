@@ -9,12 +9,13 @@ import onnx
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
 
+from edgediffusion.engines.errors import ExportError
 from edgediffusion.engines.registry import open_engine
-from edgediffusion.engines.spec import Array
+from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.families import Component
 from edgediffusion.runtime.manifest import GraphRecord
 
-from .families import Network, Seen
+from .families import Network, Sample, Seen
 from .passes import simplify, store_weights
 from .sources import Config, read_tensors, select
 from .to_onnx import quiet, to_onnx
@@ -41,22 +42,29 @@ def export_component(
     Raises:
         ExportError: see `sources.read_tensors`, `sources.select`, `weights.load` and `verify.check_parity`.
     """
-    with init_empty_weights(), quiet():
-        module = network.module(config).eval()
+    module, spec = _build(folder, config, network)
     shapes = {key: tuple(weight.shape) for key, weight in module.state_dict().items()}
     stored = select(read_tensors(folder), shapes, network.renames, network.skip, folder)
     target = bundle / component.folder
     target.mkdir()
     placed = write_tensors(target / component.weights, stored)
     module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
-    return _write_graph(module, config, network, seen, placed, target)
+    return _write_graph(module, spec, network.samples(config, seen), placed, target)
+
+
+def _build(folder: Path, config: Config, network: Network) -> tuple[nn.Module, GraphSpec]:
+    """The network without weights: those come from the file."""
+    try:
+        with init_empty_weights(), quiet():
+            return network.module(config).eval(), network.spec(config)
+    except Exception as error:  # each library has its own for a config that makes no sense
+        reason = " ".join(repr(error).split())
+        raise ExportError(f"{folder / 'config.json'}: describes no network of this kind ({reason})") from error
 
 
 def _write_graph(
-    module: nn.Module, config: Config, network: Network, seen: Seen, placed: dict[str, StoredTensor], target: Path
+    module: nn.Module, spec: GraphSpec, samples: list[Sample], placed: dict[str, StoredTensor], target: Path
 ) -> Exported:
-    spec = network.spec(config)
-    samples = network.samples(config, seen)
     outputs = references(module, spec, samples)
     graph = store_weights(simplify(to_onnx(module, spec, samples[0])), placed)
     module.to("meta")  # ONNX Runtime now reads the same weights

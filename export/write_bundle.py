@@ -39,7 +39,7 @@ def export_bundle(
         ExportError, UnknownName: `source` is not a whole checkpoint of a known family, or a graph disagrees with torch.
     """
     checkpoint = open_source(source)
-    with _new_folder(out) as bundle:
+    with _new_folder(out.resolve()) as bundle:
         exported, digests = _export_components(checkpoint, bundle, report)
         report("tokenizer, scheduler and manifest")
         _copy_settings(checkpoint, bundle)
@@ -61,20 +61,25 @@ def export_bundle(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place at the end, and is gone when anything goes wrong before."""
+    """A folder whose content is moved to `out` at the end, and is gone when anything goes wrong before.
+
+    An empty `out` is filled, with the manifest last, since it may be a mount point that nothing can take the place of.
+    """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: already exists; name a new folder, or remove it first")
+    place = out if out.exists() else out.parent
     try:
-        parent = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=place) as temporary:
+            folder = Path(temporary) / out.name
+            folder.mkdir()
+            yield folder
+            if place == out:
+                for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
+                    path.rename(out / path.name)
+            else:
+                folder.rename(out)
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror}); name a folder inside an existing one") from None
-    with parent:
-        folder = Path(parent.name) / out.name
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
+        raise UsageError(f"{out}: cannot be written ({error})") from error
 
 
 def _export_components(

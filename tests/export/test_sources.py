@@ -116,6 +116,16 @@ def test_unreadable_config(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "change", [{"hidden_size": None}, {"num_attention_heads": 5}, {"max_position_embeddings": None}]
+)
+def test_config_of_no_network(copy: Path, change: dict[str, int | None]) -> None:
+    path = copy / "text_encoder" / "config.json"
+    config = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    refused(copy, r"text_encoder/config.json: describes no network of this kind")
+
+
+@pytest.mark.parametrize(
     ("card", "license"),
     [
         ("---\ntags:\n- x\nlicense: creativeml-openrail-m\nlanguage: en\n---\n", "creativeml-openrail-m"),

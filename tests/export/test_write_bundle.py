@@ -170,16 +170,41 @@ def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def miss(*_: Any) -> None:
-    raise ExportError("unet: off by 1 of torch's largest output; bundle not written")
+def fill_disk(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize(("failure", "error"), [(interrupt, KeyboardInterrupt), (miss, ExportError)])
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "error", "message"),
+    [
+        (interrupt, KeyboardInterrupt, "^$"),
+        (fill_disk, UsageError, r"out: cannot be written \(.*No space left on device\)"),
+    ],
+)
 def test_nothing_stays_behind(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Callable[..., None], error: type
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Callable[..., None],
+    error: type[BaseException],
+    message: str,
+    exists: bool,
 ) -> None:
-    monkeypatch.setattr("edgediffusion.export.component.check_parity", failure)
-    with pytest.raises(error):
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+    monkeypatch.setattr("edgediffusion.export.component.to_onnx", failure)
+    with pytest.raises(error, match=message):
+        export_bundle(checkpoint, out)
+    assert list(tmp_path.rglob("*")) == ([out] if exists else [])
+
+
+def test_a_bundle_that_misses_its_tolerance_is_not_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "TOLERANCE", 1e-9)
+    with pytest.raises(ExportError, match=r"text_encoder: off by .*e-07 of torch's largest output \(prompts of"):
         export_bundle(checkpoint, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -193,7 +218,7 @@ def test_out_is_refused_before_any_work(checkpoint: Path, tmp_path: Path, monkey
         export_bundle(checkpoint, taken)
     with pytest.raises(UsageError, match=r"thesis.txt: already exists"):
         export_bundle(checkpoint, taken / "thesis.txt")
-    with pytest.raises(UsageError, match=r"no/out: cannot be written \(No such file or directory\)"):
+    with pytest.raises(UsageError, match=r"no/out: cannot be written \(.*No such file or directory"):
         export_bundle(checkpoint, tmp_path / "no" / "out")
     assert (taken / "thesis.txt").read_text() == "precious"
 
