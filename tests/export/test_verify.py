@@ -53,7 +53,7 @@ def test_parity_is_that_of_the_worst_sample() -> None:
 @pytest.mark.parametrize(("error", "said"), [(6e-4, "0.00015"), (1.0, "0.25"), (math.nan, "inf"), (math.inf, "inf")])
 def test_a_graph_that_is_off_is_refused(error: float, said: str) -> None:
     wanted = references(Double(), SPEC, SAMPLES)
-    message = rf"double: off by {said} of torch's largest output \(small\), tolerance 0.0001; bundle not written"
+    message = rf"double: off by {said} of torch's largest output \(\w+\), tolerance 0.0001; bundle not written"
     with pytest.raises(ExportError, match=message):
         check_parity(engine(error), SAMPLES, wanted)
 
@@ -72,5 +72,5 @@ def test_error_is_relative_to_the_largest_value_unless_that_is_zero() -> None:
 def test_the_reference_is_computed_without_gradients() -> None:
     layer = nn.Linear(2, 2)
     spec = GraphSpec("linear", (TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (2,)),))
-    (outputs,) = references(layer, spec, [SAMPLES[0]])
+    (outputs,) = references(layer, spec, [SAMPLES[1]])
     assert np.array_equal(outputs["y"], layer(torch.tensor([1.0, 2.0])).detach().numpy())
