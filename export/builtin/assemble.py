@@ -12,13 +12,12 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from . import configs
 
 
-def bake_latent_statistics(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
+def bake_latent_statistics(vae: configs.Network, mean: torch.Tensor, std: torch.Tensor) -> None:
     """Give the latents mean 0 and, times `scaling_factor`, standard deviation 1, in each channel.
 
     Both are affine maps of a channel, so the 1 x 1 convolutions at the autoencoder's waist take them in exactly.
@@ -57,6 +56,7 @@ def assemble(work: Path, checkpoint: Path) -> None:
 
 
 def part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 

@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,16 @@ from PIL import Image, ImageDraw, ImageFont
 from edgediffusion.runtime import Pipeline
 
 PROMPTS = (
-    "a red apple", "a smiling cat face", "a rocket", "a slice of pizza, 3d", "a blue car", "a dog face", "a house, noto", "a sunflower",
-    "a robot, 3d", "a green apple, noto", "a ghost", "a cup of coffee, noto", "an airplane, 3d", "a guitar", "a fish, noto", "a birthday cake",
-    "a tree, noto", "a penguin", "a crown, 3d", "a banana", "a purple car, noto", "a bicycle", "an octopus, 3d", "a strawberry, noto",
-    "a red heart", "a yellow car, 3d", "a lion face", "a snowman, noto", "a hamburger, 3d", "a key", "a bee, noto", "a blue butterfly",
-    "a soccer ball", "a panda face, 3d", "an umbrella, noto", "a train", "a green car", "a cactus, 3d", "a pumpkin", "a whale, noto",
-    "a unicorn face, 3d", "a light bulb", "a camera, noto", "a dragon, 3d", "an ice cream", "a watermelon, noto", "a sailboat", "a turtle, 3d",
-    "a crying face", "a face with sunglasses, 3d", "an owl", "a mushroom, noto", "a gift box", "a pink flower, 3d", "a fire engine", "a pineapple, noto",
-    "a monkey face", "a hot dog, 3d", "a globe", "a snail, noto", "a blue guitar", "a bear face, 3d", "a carrot", "a castle, noto",
+    "a red apple", "a smiling cat face", "a rocket", "a slice of pizza, 3d", "a blue car", "a dog face",
+    "a house, noto", "a sunflower", "a robot, 3d", "a green apple, noto", "a ghost", "a cup of coffee, noto",
+    "an airplane, 3d", "a guitar", "a fish, noto", "a birthday cake", "a tree, noto", "a penguin", "a crown, 3d",
+    "a banana", "a purple car, noto", "a bicycle", "an octopus, 3d", "a strawberry, noto", "a red heart",
+    "a yellow car, 3d", "a lion face", "a snowman, noto", "a hamburger, 3d", "a key", "a bee, noto", "a blue butterfly",
+    "a soccer ball", "a panda face, 3d", "an umbrella, noto", "a train", "a green car", "a cactus, 3d", "a pumpkin",
+    "a whale, noto", "a unicorn face, 3d", "a light bulb", "a camera, noto", "a dragon, 3d", "an ice cream",
+    "a watermelon, noto", "a sailboat", "a turtle, 3d", "a crying face", "a face with sunglasses, 3d", "an owl",
+    "a mushroom, noto", "a gift box", "a pink flower, 3d", "a fire engine", "a pineapple, noto", "a monkey face",
+    "a hot dog, 3d", "a globe", "a snail, noto", "a blue guitar", "a bear face, 3d", "a carrot", "a castle, noto",
 )  # fmt: skip
 COLUMNS = 8
 CELL = (160, 152)
@@ -37,7 +41,7 @@ def grid(out: Path) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     with Pipeline.load() as pipeline:
         pictures = [pipeline(prompt, seed=seed)[0].image for seed, prompt in enumerate(PROMPTS)]
-        print(f"{_found(pipeline, pictures)} of {len(PROMPTS)} pictures are nearest to their own prompt")
+        sys.stdout.write(f"{_found(pipeline, pictures)} of {len(PROMPTS)} pictures are nearest to their own prompt\n")
     for k, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):
         left, top = k % COLUMNS * CELL[0], k // COLUMNS * CELL[1]
         sheet.paste(picture, (left + (CELL[0] - picture.width) // 2, top))
@@ -57,8 +61,7 @@ def _found(pipeline: Pipeline, pictures: list[Image.Image]) -> int:
 
 def losses(work: Path, out: Path) -> None:
     """Plot the three stages' logs over the seconds of training."""
-    from matplotlib import pyplot
-
+    pyplot = importlib.import_module("matplotlib.pyplot")
     stages = (("clip", "loss"), ("vae", "reconstruction"), ("unet", "loss"))
     figure, axes = pyplot.subplots(1, len(stages), figsize=(12, 3), layout="constrained")
     for axis, (stage, name) in zip(axes, stages, strict=True):
@@ -70,4 +73,5 @@ def losses(work: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"grid": grid, "losses": losses}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    figures: dict[str, Callable[..., None]] = {"grid": grid, "losses": losses}
+    figures[sys.argv[1]](*map(Path, sys.argv[2:]))

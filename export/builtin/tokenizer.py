@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Regex as TokenRegex
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 from .configs import MAX_TOKENS, VOCAB_SIZE
@@ -39,7 +40,7 @@ def train(captions: Iterable[str]) -> CLIPTokenizer:
         ),
     )
     base = alphabet + [byte + END_OF_WORD for byte in alphabet]
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    merges: list[Any] = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     merges = merges[: VOCAB_SIZE - len(base) - 2]
     entries = [*base, *("".join(pair) for pair in merges)]
     entries += [f"<|unused{i}|>" for i in range(VOCAB_SIZE - 2 - len(entries))] + [BOS, EOS]

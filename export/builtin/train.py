@@ -21,8 +21,9 @@ from .training import Samples
 
 STAGES = {"clip": (120.0, 1024), "vae": (420.0, 128), "unet": (1000.0, 512)}  # seconds, batch
 PREVIEW = (
-    "a red apple", "a smiling cat face", "a rocket", "a slice of pizza", "a blue car", "a green frog", "a house", "a sunflower",
-    "a robot", "a purple heart", "a cup of coffee", "an airplane", "a guitar", "a fish", "a birthday cake", "a tree",
+    "a red apple", "a smiling cat face", "a rocket", "a slice of pizza", "a blue car", "a green frog", "a house",
+    "a sunflower", "a robot", "a purple heart", "a cup of coffee", "an airplane", "a guitar", "a fish",
+    "a birthday cake", "a tree",
 )  # fmt: skip
 
 
@@ -69,14 +70,11 @@ def _train_unet(samples: Samples, captions: list[str], work: Path, seconds: floa
     prompts = [f"{prompt}{style}" for style in ("", ", 3d", ", noto") for prompt in PREVIEW]
     unconditional = train_unet.embed(text_encoder, _tokens(words, [""], device))[0]
     preview = train_unet.Preview(vae, train_unet.embed(text_encoder, _tokens(words, prompts, device)), unconditional)
-    latents = train_vae.encode_all(vae, samples) * vae.config.scaling_factor
-    train_unet.write_sheet(
-        vae.decode(latents[:: len(latents) // 48][:48] / vae.config.scaling_factor).sample.detach(),
-        work / "decoded.png",
-        16,
-    )
+    means = train_vae.encode_all(vae, samples)
+    shown = means[:: len(means) // 48][:48]
+    train_unet.write_sheet(vae.decode(shown).sample.detach(), work / "decoded.png", columns=16)
     contexts = train_unet.embed(text_encoder, _tokens(words, captions, device))
-    train_unet.train(samples, latents, contexts, unconditional, preview, work, seconds, batch)
+    train_unet.train(samples, means * vae.config.scaling_factor, contexts, unconditional, preview, work, seconds, batch)
 
 
 def _tokens(words: CLIPTokenizer, texts: list[str], device: str) -> torch.Tensor:

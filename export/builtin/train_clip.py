@@ -68,7 +68,7 @@ def train(samples: Samples, tokens: Tensor, work: Path, seconds: float, batch: i
             logits = towers(tokens[caption], jitter(samples.pixels(picture)))
         loss = contrastive_loss(logits, caption)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
         optimizer.step()
         average.update()

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from . import configs
 from .training import Average, Budget, Samples, save
@@ -20,14 +18,14 @@ MIN_SNR_GAMMA = 5.0  # arXiv:2303.09556
 
 def alphas_cumprod(device: str) -> Tensor:
     """(1000,) of the scaled_linear schedule."""
-    scheduler = DPMSolverMultistepScheduler.from_config(configs.SCHEDULER)
-    return scheduler.alphas_cumprod.to(device)
+    alphas: Tensor = configs.scheduler().alphas_cumprod
+    return alphas.to(device)
 
 
 @torch.no_grad()
-def embed(text_encoder: CLIPTextModel, tokens: Tensor, batch: int = 1024) -> Tensor:
+def embed(text_encoder: configs.Network, tokens: Tensor, batch: int = 1024) -> Tensor:
     """Hidden states of every caption, (captions, 77, d), in bfloat16."""
-    return torch.cat([text_encoder(part).last_hidden_state.bfloat16() for part in tokens.split(batch)])
+    return torch.cat([text_encoder(part).last_hidden_state.bfloat16() for part in torch.split(tokens, batch)])
 
 
 def train(
@@ -55,7 +53,7 @@ def train(
     device = latents.device.type
     unet = configs.unet().to(device, memory_format=torch.channels_last)
     average = Average(unet, configs.unet().to(device), 0.9995)
-    forward = torch.compile(unet, disable=device == "cpu")
+    forward: configs.Network = torch.compile(unet, disable=device == "cpu")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-2)
     alpha = alphas_cumprod(device)
     snr = alpha / (1 - alpha)
@@ -93,15 +91,14 @@ def train(
 class Preview:
     """Draws one sheet of pictures from given prompts, twenty steps each."""
 
-    def __init__(self, vae: AutoencoderKL, contexts: Tensor, unconditional: Tensor) -> None:
+    def __init__(self, vae: configs.Network, contexts: Tensor, unconditional: Tensor) -> None:
         self.vae, self.contexts, self.unconditional = vae, contexts, unconditional
 
     @torch.no_grad()
-    def draw(self, unet: nn.Module, path: Path, guidance_scale: float = 5.0, columns: int = 16) -> None:
+    def draw(self, unet: configs.Network, path: Path, guidance_scale: float = 5.0, columns: int = 16) -> None:
         """Write the sheet to `path`, `columns` pictures a row."""
-        assert isinstance(unet, UNet2DConditionModel)
         count, device = len(self.contexts), self.contexts.device
-        scheduler = DPMSolverMultistepScheduler.from_config(configs.SCHEDULER)
+        scheduler = configs.scheduler()
         scheduler.set_timesteps(20, device=device)
         generator = torch.Generator().manual_seed(0)
         latents = torch.randn(count, 4, 16, 16, generator=generator).to(device)

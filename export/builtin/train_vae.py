@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -44,7 +43,7 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
 class Autoencode(nn.Module):
     """Pixels to pixels and the KL term, in one call that compiles."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: configs.Network) -> None:
         super().__init__()
         self.vae = vae
 
@@ -98,19 +97,21 @@ def adversarial_gradient(
     with torch.autocast(device, torch.bfloat16):
         real, fake = judge(pixels), judge(decoded.detach())
     optimizer.zero_grad(set_to_none=True)
-    (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()).backward()
+    (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     image = decoded.detach().requires_grad_()
     with torch.autocast(device, torch.bfloat16):
         verdict = -judge(image).float().mean()
     (gradient,) = torch.autograd.grad(verdict, image)
-    return gradient * ADVERSARIAL_WEIGHT * reference.norm() / gradient.norm().clamp(min=1e-12)
+    scaled: Tensor = gradient * ADVERSARIAL_WEIGHT * reference.norm() / gradient.norm().clamp(min=1e-12)
+    return scaled
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderKL, samples: Samples, batch: int = 256) -> Tensor:
+def encode_all(vae: configs.Network, samples: Samples, batch: int = 256) -> Tensor:
     """The mean latents of every picture, (n, 4, 16, 16) float32, before the scaling factor."""
-    return torch.cat([vae.encode(samples.pixels(part)).latent_dist.mean for part in _parts(samples, batch)])
+    pictures = torch.arange(len(samples.images), device=samples.images.device)
+    return torch.cat([vae.encode(samples.pixels(part)).latent_dist.mean for part in torch.split(pictures, batch)])
 
 
 def finish(average: nn.Module, samples: Samples, path: Path) -> None:
@@ -120,7 +121,3 @@ def finish(average: nn.Module, samples: Samples, path: Path) -> None:
     latents = encode_all(vae.eval(), samples)
     bake_latent_statistics(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     save(vae, path)
-
-
-def _parts(samples: Samples, batch: int) -> tuple[Tensor, ...]:
-    return torch.arange(len(samples.images), device=samples.images.device).split(batch)

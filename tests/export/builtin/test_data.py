@@ -1,11 +1,8 @@
-"""The data recipe on synthetic pictures: no packages, no network."""
+"""Colours, records and the packed file, on synthetic pictures."""
 
 from __future__ import annotations
 
-import io
 import json
-import re
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,9 @@ import pytest
 from PIL import Image
 
 from edgediffusion.engines.errors import UsageError
-from edgediffusion.export.builtin import data
+from edgediffusion.export.builtin import colours, data
+from edgediffusion.export.builtin.captions import recoloured_captions
+from edgediffusion.export.builtin.records import Record, chosen, describe
 
 RGB = {"red": (220, 30, 30), "orange": (245, 130, 20), "yellow": (250, 210, 40), "green": (40, 170, 60)} | {
     "blue": (40, 110, 230),
@@ -26,7 +25,7 @@ RGB = {"red": (220, 30, 30), "orange": (245, 130, 20), "yellow": (250, 210, 40),
 }
 
 
-def disc(colour: tuple[int, int, int], outline: tuple[int, int, int] = (0, 0, 0)) -> data.U8:
+def disc(colour: tuple[int, int, int], outline: tuple[int, int, int] = (0, 0, 0)) -> colours.U8:
     """A disc with an outline, on white."""
     y, x = np.mgrid[: data.SIZE, : data.SIZE] - data.SIZE / 2
     radius = np.hypot(x, y)
@@ -36,80 +35,12 @@ def disc(colour: tuple[int, int, int], outline: tuple[int, int, int] = (0, 0, 0)
     return image
 
 
-def record(image: data.U8, subgroup: str = "transport-ground", label: str = "automobile") -> data.Record:
-    return data.describe("1f697", "3d", label, "travel-places", subgroup, image, image.min(axis=-1) < 255)
+def record(image: colours.U8, subgroup: str = "transport-ground", label: str = "automobile") -> Record:
+    return describe("1f697", "3d", label, "travel-places", subgroup, image, image.min(axis=-1) < 255)
 
 
-@pytest.mark.parametrize(
-    ("subject", "expected"),
-    [
-        ("red apple", "a "),
-        ("apple", "an "),
-        ("unicorn", "a "),
-        ("umbrella", "an "),
-        ("ufo", "a "),
-        ("hourglass", "an "),
-        ("x-ray", "an "),
-        ("8 ball", "an "),
-        ("grapes", ""),
-        ("bus", "a "),
-        ("octopus", "an "),
-        ("glasses", ""),
-        ("scissors", ""),
-        ("glass of milk", "a "),
-        ("slice of pizza", "a "),
-        ("bread", ""),
-        ("loaf of bread", "a "),
-        ("hot dog", "a "),
-        ("people with bunny ears", ""),
-        ("man with a beard", "a "),
-        ("person lifting weights", "a "),
-        ("clapping hands", ""),
-        ("santa claus", ""),
-        ("statue of liberty", "the "),
-        ("stack of books", "a "),
-        ("ewe", "a "),
-    ],
-)
-def test_article(subject: str, expected: str) -> None:
-    assert data.article(subject) == expected
-
-
-@pytest.mark.parametrize(
-    ("subject", "expected"),
-    [
-        ("red apple", "apple"),
-        ("light blue heart", "heart"),
-        ("orange", "orange"),
-        ("orange fruit", "orange fruit"),
-        ("man with red hair",) * 2,
-    ],
-)
-def test_strip_colour(subject: str, expected: str) -> None:
-    assert data.strip_colour(subject) == expected
-
-
-@pytest.mark.parametrize(
-    ("label", "subgroup", "first"),
-    [
-        ("automobile", "transport-ground", "car"),
-        ("man: red hair", "person", "man with red hair"),
-        ("woman: bald", "person", "bald woman"),
-        ("woman health worker", "person-role", "female doctor"),
-        ("person in lotus position", "person-resting", "person meditating"),
-        ("three o\u2019clock", "time", "clock showing three o'clock"),
-        ("Piñata", "game", "pinata"),
-    ],
-)
-def test_subjects(label: str, subgroup: str, first: str) -> None:
-    assert data.subjects_of(label, subgroup)[0] == first
-
-
-def test_names_are_plain_and_unique() -> None:
-    rows = [line.partition(" = ")[0] for line in data.NAMES.splitlines()]
-    assert len(rows) == len(set(rows))
-    for subjects in data.names().values():
-        assert all(s == data.plain(s).strip() and s for s in subjects)
+def recoloured(image: colours.U8, record: Record, target: str) -> colours.U8:
+    return colours.recolour_to(image, record.hue, record.saturation, record.value, target)
 
 
 def test_chosen_drops_variants_flags_and_signs() -> None:
@@ -123,64 +54,43 @@ def test_chosen_drops_variants_flags_and_signs() -> None:
         {"label": "family: man, boy", "hexcode": "1F468-200D-1F466", "group": 1, "subgroup": 30},
         {"label": "regional indicator A", "hexcode": "1F1E6"},
     ]
-    assert list(data.chosen(rows, groups)) == [("1f34e", "red apple", "food-drink", "food-fruit")]
-
-
-def test_captions_of_an_original_name_its_colour() -> None:
-    words = data.captions(record(disc(RGB["red"])), "3d")
-    assert words[:3] == ["a car, 3d", "a car", "car, 3d"]
-    assert "a red car" in words
-    assert "a red automobile, 3d" in words
-    assert all(w == w.lower() for w in words)
-
-
-def test_captions_of_a_label_with_a_colour_drop_it() -> None:
-    words = data.captions(record(disc(RGB["red"]), "food-fruit", "red apple"), "noto")
-    assert words[0] == "a red apple, noto"
-    assert "an apple" in words
-    assert not any("red red" in w for w in words)
-
-
-def test_captions_of_a_recolouring_carry_only_the_new_colour() -> None:
-    apple = record(disc(RGB["red"]), "food-fruit", "red apple")
-    assert data.captions(apple, "3d", "blue") == ["a blue apple, 3d", "a blue apple", "blue apple, 3d"]
-    assert data.captions(record(disc(RGB["red"]), "food-fruit", "tangerine"), "3d", "blue")[0] == "a blue tangerine, 3d"
+    assert list(chosen(rows, groups)) == [("1f34e", "red apple", "food-drink", "food-fruit")]
 
 
 @pytest.mark.parametrize("name", RGB)
 def test_colour_of_a_synthetic_picture(name: str) -> None:
     image = disc(RGB[name])
-    found = data.dominant_colour(image, image.min(axis=-1) < 255)
+    found = colours.dominant_colour(image, image.min(axis=-1) < 255)
     if name == "grey":
         assert found is None
     else:
         assert found is not None
-        assert data.colour_name(found.hue, found.saturation, found.value) == name
+        assert colours.colour_name(found.hue, found.saturation, found.value) == name
         assert found.share == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("value", "name"), [(0.1, "black"), (0.5, "grey"), (0.95, "white")])
 def test_colour_name_of_greys(value: float, name: str) -> None:
-    assert data.colour_name(0, 0, value) == name
+    assert colours.colour_name(0, 0, value) == name
 
 
 def test_hsv_round_trip_is_exact() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(data.hsv_to_rgb(*data.rgb_to_hsv(image)), image)
+    np.testing.assert_array_equal(colours.hsv_to_rgb(*colours.rgb_to_hsv(image)), image)
 
 
 def test_recolour_moves_the_hue_as_told() -> None:
     image = disc(RGB["red"])
-    moved = data.recolour(image, 120)
-    before, after = (data.rgb_to_hsv(x)[0][64, 64] for x in (image, moved))
+    moved = colours.recolour(image, 120)
+    before, after = (colours.rgb_to_hsv(x)[0][64, 64] for x in (image, moved))
     assert (after - before) % 360 == pytest.approx(120, abs=1)
 
 
 def test_recolour_leaves_white_grey_and_black() -> None:
     grey = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1)[None]
-    np.testing.assert_array_equal(data.recolour(grey, 120, saturation=3, value=2), grey)
+    np.testing.assert_array_equal(colours.recolour(grey, 120, saturation=3, value=2), grey)
     image = disc(RGB["red"])
-    moved = data.recolour(image, 120, saturation=2, value=2)
+    moved = colours.recolour(image, 120, saturation=2, value=2)
     still = np.ptp(image, axis=-1) == 0
     np.testing.assert_array_equal(moved[still], image[still])
 
@@ -188,7 +98,7 @@ def test_recolour_leaves_white_grey_and_black() -> None:
 def test_recolour_moves_only_hues_near_the_given_one() -> None:
     image = disc(RGB["red"])
     image[60:68, 60:68] = RGB["blue"]
-    moved = data.recolour(image, 120, hue=0)
+    moved = colours.recolour(image, 120, hue=0)
     np.testing.assert_array_equal(moved[62:66, 62:66], image[62:66, 62:66])
     assert (moved[40, 64] != image[40, 64]).any()
 
@@ -200,9 +110,9 @@ def test_recoloured_pictures_have_the_colour_they_claim(start: str) -> None:
     assert start not in car.targets
     assert len(car.targets) >= 6 if start != "brown" else len(car.targets) >= 5
     for target in car.targets:
-        found = data.dominant_colour(data.recolour_to(image, car, target), image.min(axis=-1) < 255)
+        found = colours.dominant_colour(recoloured(image, car, target), image.min(axis=-1) < 255)
         assert found is not None
-        assert data.colour_name(found.hue, found.saturation, found.value) == target
+        assert colours.colour_name(found.hue, found.saturation, found.value) == target
 
 
 def test_faces_and_food_are_not_recoloured() -> None:
@@ -224,9 +134,9 @@ def test_frame_fills_the_picture_and_keeps_the_aspect() -> None:
         data.frame(Image.new("RGBA", (8, 8)))
 
 
-def pack(path: Path, images: list[data.U8]) -> list[data.Record]:
+def pack(path: Path, images: list[colours.U8]) -> list[Record]:
     records = [record(image) for image in images]
-    records = [data.Record(**{**vars(r), "id": f"1f69{i}"}) for i, r in enumerate(records)]
+    records = [Record(**{**vars(r), "id": f"1f69{i}"}) for i, r in enumerate(records)]
     data.write_pack(path, records, [data.encode(image) for image in images], [])
     return records
 
@@ -242,8 +152,9 @@ def test_pack_and_load(tmp_path: Path, workers: int) -> None:
     np.testing.assert_array_equal(loaded.images[0], images[0])
     assert loaded.weights[0] == 1
     assert loaded.weights[1] == np.float32(data.RECOLOURED_WEIGHT)
-    blue = loaded.captions.index(data.captions(records[0], "3d", "blue"))
-    np.testing.assert_array_equal(loaded.images[blue], data.recolour_to(images[0], records[0], "blue"))
+    assert "a red car" in loaded.captions[0]
+    blue = loaded.captions.index(recoloured_captions(records[0].subjects, "blue", "3d"))
+    np.testing.assert_array_equal(loaded.images[blue], recoloured(images[0], records[0], "blue"))
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -272,57 +183,3 @@ def test_load_refuses_a_picture_of_another_size(tmp_path: Path) -> None:
     data.write_pack(tmp_path / "p.zip", [record(disc(RGB["red"]))], [data.encode(np.zeros((8, 8, 3), np.uint8))], [])
     with pytest.raises(UsageError, match=r"is \(8, 8, 3\), expected \(128, 128, 3\)"):
         data.load(tmp_path / "p.zip")
-
-
-def deb(path: Path, files: dict[str, bytes], member: str = "data.tar.xz") -> Path:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:xz") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    blob = b"!<arch>\n"
-    for name, content in (("debian-binary", b"2.0\n"), ("control.tar", b"odd"), (member, buffer.getvalue())):
-        blob += (
-            f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode()
-            + content
-            + b"\n" * (len(content) % 2)
-        )
-    path.write_bytes(blob)
-    return path
-
-
-def test_source_entries_state_what_the_packages_state(tmp_path: Path) -> None:
-    stanzas = b"Files: *\nCopyright: A\n B\nLicense: Apache-2.0\n\nFiles: fonts/*\nCopyright: C\nLicense: SIL-1.1\n"
-    copyright = b"Format: x\n\n" + stanzas
-    entry = data.source_entry(deb(tmp_path / "font_1.2_all.deb", {"./usr/share/doc/font/copyright": copyright}))
-    assert (entry["version"], entry["licence"]) == ("1.2", "*: Apache-2.0; fonts/*: SIL-1.1")
-    with tarfile.open(tmp_path / "p-1.0.0.tgz", "w:gz") as tar:
-        content = json.dumps({"version": "1.0.0", "license": "MIT"}).encode()
-        info = tarfile.TarInfo("package/package.json")
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
-    entry = data.source_entry(tmp_path / "p-1.0.0.tgz")
-    assert (entry["version"], entry["licence"]) == ("1.0.0", "MIT")
-
-
-def test_read_deb_errors(tmp_path: Path) -> None:
-    (tmp_path / "x.deb").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="is no Debian package"):
-        data.read_deb(tmp_path / "x.deb", re.compile("."))
-    with pytest.raises(UsageError, match=r"has no member data\.tar"):
-        data.read_deb(deb(tmp_path / "y.deb", {}, member="other"), re.compile("."))
-
-
-def test_missing_packages_and_tools_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("subprocess.run", lambda *_, **__: None)
-        with pytest.raises(UsageError, match=r"left no lobehub-fluent-emoji-3d-1\.1\.0\.tgz"):
-            data.fetch(tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert data.main([str(tmp_path), str(tmp_path / "out.zip")]) == 2
-    assert capsys.readouterr().err.startswith("error: lobehub-fluent-emoji-3d-1.1.0.tgz is not in ")
-    with pytest.raises(UsageError, match="packing needs nothing: pip install nothing"):
-        data._need("no_such_module", "nothing")
