@@ -1,6 +1,6 @@
 """Trains the built-in model, stage by stage, on one GPU (about twenty minutes on an H200 or H100).
 
-    python -m edgediffusion.export.builtin.train DATA WORK            all stages, then assemble.py
+    python -m edgediffusion.export.builtin.train DATA WORK            all stages; assemble.py comes next
     python -m edgediffusion.export.builtin.train DATA WORK --stage clip|vae|unet [--seconds N] [--batch N]
 
 DATA is the file that data.py packs. The stages clip and vae can run side by side; unet needs both.
