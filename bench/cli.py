@@ -1,0 +1,23 @@
+"""The command `edgediffusion bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgediffusion.runtime.cli import Command, Parser
+
+from .cold_start import cold_start
+from .footprint import footprint
+
+BENCHMARKS: dict[str, Command] = {"cold-start": cold_start, "footprint": footprint}
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """`edgediffusion bench`: the figures go to stdout, what is under way to stderr."""
+    parser = Parser("bench", "Measure on this machine what the README states.")
+    parser.usage = "edgediffusion bench BENCHMARK ..."
+    parser.add_argument(
+        "benchmark", choices=BENCHMARKS, help="how long a picture takes, or what it takes in memory and on disk"
+    )
+    benchmark = parser.parse_args(arguments[:1]).benchmark
+    return BENCHMARKS[benchmark](arguments[1:])

@@ -1,0 +1,88 @@
+"""Figures on the screen and in a file, with what they depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edgediffusion.engines.errors import UsageError
+from edgediffusion.runtime.doctor import examine
+
+from .figures import Figure
+
+Facts = dict[str, Any]
+_DECIMALS = {"s": 3, "ms": 1, "MB": 0, "x": 2}
+_PACKAGES = ("onnxruntime", "tokenizers", "pillow", "torch", "diffusers", "transformers", "accelerate")
+
+
+def environment(cores: int) -> Facts:
+    """The machine, the versions, and how busy it is: call it before measuring. `cores` are those to be used."""
+    machine = dataclasses.asdict(examine())
+    machine["versions"] |= {name: version for name in _PACKAGES if (version := _version(name))}
+    return machine | {"release": os.uname().release, "cores_used": cores, "load_average": os.getloadavg()[0]}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_new_file(path: Path | None) -> None:
+    """Before minutes are spent on what goes there.
+
+    Raises:
+        UsageError: `path` exists, or its folder doesn't.
+    """
+    if path is not None and path.exists():
+        raise UsageError(f"json {path} exists; name a new file")
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"json {path}: there is no folder {path.parent}; make it first")
+
+
+def write_json(path: Path, settings: Facts, environment: Facts, figures: Iterable[Figure]) -> None:
+    """All of a benchmark, with the value of each run.
+
+    Raises:
+        UsageError: `path` cannot be written; nothing is left behind.
+    """
+    content = {"settings": settings, "environment": environment, "figures": [figure.to_json() for figure in figures]}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise UsageError(f"json {path} cannot be written: {error.strerror}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def show(settings: Facts, environment: Facts, figures: Iterable[Figure]) -> None:
+    """What was measured where, and a line for each figure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    width = None if sys.stdout.isatty() else 240  # a pipe has no width to fold to
+    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
+    console.print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    console.print(f"{environment['cpu']}, {environment['cores_used']} of {environment['threads']} cores")
+    console.print(", ".join(f"{name} {version}" for name, version in environment["versions"].items()))
+    console.print(f"load average before: {environment['load_average']:.1f}\n")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for header in ("", "median", "min", "max", "unit", "runs"):
+        table.add_column(header, justify="right" if header in ("median", "min", "max", "runs") else "left")
+    for figure in figures:
+        table.add_row(figure.name, *_summary(figure), figure.unit, str(len(figure.values)))
+    console.print(table)
+
+
+def _summary(figure: Figure) -> list[str]:
+    decimals = _DECIMALS[figure.unit]
+    return [f"{value:.{decimals}f}" for value in (figure.median, min(figure.values), max(figure.values))]
