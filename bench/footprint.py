@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgediffusion.engines.errors import UsageError
@@ -14,9 +15,11 @@ from .benchmark import common_parser, run, say
 from .figures import Figure, paired
 from .pictures import drawing_commands
 from .processes import Report, execute, in_turn
+from .report import installed_versions
 
 IMPORTS_PER_RUN = 10
 DIFFUSERS = ("torch", "diffusers", "transformers", "accelerate")
+NAMED = ("edgediffusion", "onnxruntime", *DIFFUSERS)
 
 
 def footprint(arguments: Sequence[str]) -> int:
@@ -28,7 +31,8 @@ def footprint(arguments: Sequence[str]) -> int:
         type=Path,
         metavar="DIR",
         help="make virtual environments in the new folder DIR, install with pip, and say what each takes on disk; "
-        "where pip finds torch for CPUs is up to its settings, such as PIP_EXTRA_INDEX_URL",
+        "of diffusers the versions that are installed here; pip's own settings (PIP_EXTRA_INDEX_URL) say where it "
+        "finds torch for CPUs",
     )
     add(
         "--source", type=Path, default=Path(), metavar="PATH", help="what pip installs: a clone (default: .) or a wheel"
@@ -72,12 +76,17 @@ def import_time(runs: int, folder: Path, report: Report) -> Figure:
 def sizes(folder: Path, source: Path, report: Report) -> list[Figure]:
     """On disk: `source` with its extra `cpu`, and diffusers, in fresh environments that stay in `folder`.
 
-    What counts is site-packages, byte code included, less what an empty environment has there.
+    What counts is site-packages, byte code included, less what an empty environment has there. Of diffusers and what
+    it needs, the versions are those of this environment; torch has one for CPUs and a much larger one for CUDA.
 
     Raises:
         EdgeDiffusionError: an environment cannot be made; then nothing stays.
     """
-    wanted: dict[str, list[str]] = {"empty": [], "edgediffusion": [f"{source}[cpu]"], "diffusers": list(DIFFUSERS)}
+    wanted: dict[str, list[str]] = {
+        "empty": [],
+        "edgediffusion": [f"{source}[cpu]"],
+        "diffusers": _like_here(DIFFUSERS),
+    }
     figures = []
     folder.mkdir()
     try:
@@ -88,12 +97,21 @@ def sizes(folder: Path, source: Path, report: Report) -> list[Figure]:
             if not requirements:
                 empty = size
                 continue
-            shown = ", ".join(_installed(folder / name, {"edgediffusion", "onnxruntime", *DIFFUSERS}))
-            figures.append(Figure(name=f"on disk: {shown}, and what they need", unit="MB", values=(size - empty,)))
+            versions = _installed(folder / name)
+            shown = ", ".join(f"{key} {versions[key]}" for key in NAMED if key in versions)
+            cuda = ", CUDA among it" if any(key.startswith("nvidia-") for key in versions) else ""
+            figures.append(
+                Figure(name=f"on disk: {shown}, and what they need{cuda}", unit="MB", values=(size - empty,))
+            )
     except BaseException:
         shutil.rmtree(folder)
         raise
     return figures
+
+
+def _like_here(names: Iterable[str]) -> list[str]:
+    here = installed_versions(names)
+    return [f"{name}=={here[name]}" if name in here else name for name in names]
 
 
 def _install(environment: Path, requirements: Sequence[str]) -> Path:
@@ -106,9 +124,9 @@ def _install(environment: Path, requirements: Sequence[str]) -> Path:
     return Path(execute([python, "-c", where], environment.parent).output.strip())
 
 
-def _installed(environment: Path, names: set[str]) -> list[str]:
-    listing = execute([str(environment / "bin" / "python"), "-m", "pip", "list", "--format=freeze"], environment).output
-    return [line.replace("==", " ") for line in listing.splitlines() if line.partition("==")[0] in names]
+def _installed(environment: Path) -> dict[str, str]:
+    listing = execute([str(environment / "bin" / "python"), "-m", "pip", "list", "--format=json"], environment).output
+    return {package["name"]: package["version"] for package in json.loads(listing)}
 
 
 def disk_usage(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -24,15 +25,17 @@ _PACKAGES = ("onnxruntime", "tokenizers", "pillow", "torch", "diffusers", "trans
 def environment(cores: int) -> Facts:
     """The machine, the versions, and how busy it is: call it before measuring. `cores` are those to be used."""
     machine = dataclasses.asdict(examine())
-    machine["versions"] |= {name: version for name in _PACKAGES if (version := _version(name))}
+    machine["versions"] |= installed_versions(_PACKAGES)
     return machine | {"release": os.uname().release, "cores_used": cores, "load_average": os.getloadavg()[0]}
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    versions = {}
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def check_new_file(path: Path | None) -> None:

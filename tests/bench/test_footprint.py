@@ -44,6 +44,10 @@ def test_import_time(tmp_path: Path) -> None:
 
 
 def test_sizes_are_less_what_an_empty_environment_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {
+        "edgediffusion": {"edgediffusion": "1.0", "numpy": "2.0"},
+        "diffusers": {"nvidia-nccl": "1", "torch": "2"},
+    }
     contents = {"empty": 10_000_000, "edgediffusion": 14_000_000, "diffusers": 35_000_000}
     asked = []
 
@@ -54,12 +58,13 @@ def test_sizes_are_less_what_an_empty_environment_has(tmp_path: Path, monkeypatc
         return environment
 
     monkeypatch.setattr(footprint, "_install", install)
-    monkeypatch.setattr(footprint, "_installed", lambda environment, names: [f"{environment.name} 1.0"])
+    monkeypatch.setattr(footprint, "_installed", lambda environment: installed[environment.name])
+    monkeypatch.setattr(footprint, "installed_versions", lambda names: {"torch": "2.13.0+cpu"})
     ours, theirs = footprint.sizes(tmp_path / "venvs", Path("/clone"), quiet)
-    assert asked == [[], ["/clone[cpu]"], ["torch", "diffusers", "transformers", "accelerate"]]
+    assert asked == [[], ["/clone[cpu]"], ["torch==2.13.0+cpu", "diffusers", "transformers", "accelerate"]]
     assert (ours.name, theirs.name) == (
         "on disk: edgediffusion 1.0, and what they need",
-        "on disk: diffusers 1.0, and what they need",
+        "on disk: torch 2, and what they need, CUDA among it",
     )
     assert ours.median == pytest.approx(4, abs=0.02)  # whole blocks
     assert theirs.median == pytest.approx(25, abs=0.02)
@@ -69,8 +74,7 @@ def test_an_environment_of_nothing(tmp_path: Path) -> None:
     packages = footprint._install(tmp_path / "venv", [])
     assert (packages / "pip").is_dir()
     assert packages.is_relative_to(tmp_path)
-    (pip,) = footprint._installed(tmp_path / "venv", {"pip"})
-    assert pip.startswith("pip ")
+    assert "pip" in footprint._installed(tmp_path / "venv")
 
 
 def test_what_pip_cannot_install_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
