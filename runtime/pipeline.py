@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BUILTIN = Path(__file__).parent / "models" / "builtin"
-_COMPONENTS = ("text_encoder", "unet", "vae_decoder")
+_COMPONENTS = ("unet", "vae_decoder", "text_encoder")  # the one that takes longest to open first
 
 
 class Pipeline:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import sys
 import time
@@ -126,3 +127,12 @@ def test_engines_opened_together_leave_stdout_alone(model: Path, monkeypatch: py
         for future in [pool.submit(open_engine, model, SPEC, device="cuda") for _ in range(2)]:
             assert isinstance(future.exception(), BackendUnavailable)
     assert sys.stdout is before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system cannot hold a process to some cores")
+def test_a_process_held_to_fewer_cores_has_fewer_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 6})
+    assert ort._options().intra_op_num_threads == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert ort._options().intra_op_num_threads == 0
