@@ -134,6 +134,7 @@ def generate(arguments: Sequence[str]) -> int:
             guidance_scale=options.guidance_scale,
             scheduler=options.scheduler,
             seed=options.seed,
+            noise=options.noise,
             width=width,
             height=height,
             num_images=options.num_images,
@@ -156,6 +157,7 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--scheduler", metavar="NAME", help="default: the model's own")
     add("--guidance-scale", type=float, default=7.5, metavar="X", help="default: %(default)s; 1 is no guidance")
     add("--seed", type=int, metavar="N", help="default: a random one; the picture remembers it")
+    add("--noise", default="numpy", metavar="NAME", help="numpy, torch-cpu or torch-cuda; default: %(default)s")
     add(
         "--size", type=_size, default=(None, None), metavar="WxH", help="in pixels; default: what the model is made for"
     )

@@ -61,6 +61,7 @@ class Pipeline:
         guidance_scale: float = 7.5,
         scheduler: str | None = None,
         seed: int | None = None,
+        noise: str = "numpy",
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
@@ -74,6 +75,7 @@ class Pipeline:
             guidance_scale=guidance_scale,
             scheduler=scheduler,
             seed=seed,
+            noise=noise,
             width=width,
             height=height,
             num_images=num_images,
@@ -92,6 +94,7 @@ class Pipeline:
         guidance_scale: float = 7.5,
         scheduler: str | None = None,
         seed: int | None = None,
+        noise: str = "numpy",
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
@@ -106,6 +109,7 @@ class Pipeline:
             guidance_scale: how strongly the prompt is followed; 1 or less is no guidance, at half the work.
             scheduler: a name in `SCHEDULERS`; None is the bundle's own.
             seed: 0 or more; picture k has the noise of seed + k. None takes one at random.
+            noise: a name in `NOISES`: whose random numbers the seed stands for; torch's give what diffusers draws.
             width, height: in pixels, multiples of 8; None is the size that the model was made for.
             num_images: pictures drawn together, 1 or more.
             latents: standard normal noise to start from, (num_images, 4, height / 8, width / 8), instead of the seed's.
@@ -124,6 +128,7 @@ class Pipeline:
             scheduler=name,
             tables=SCHEDULERS[name](self.scheduler_config, num_inference_steps),
             seed=secrets.randbits(32) if seed is None else seed,
+            noise=noise,
             width=space.width if width is None else width,
             height=space.height if height is None else height,
             num_images=num_images,

@@ -105,5 +105,18 @@ def test_a_batch_equals_its_pictures_one_by_one(tiny: Pair) -> None:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_seed_is_that_of_diffusers(builtin: Pair, scheduler: str) -> None:
+    """With torch's random numbers, a batch from seed 3 is diffusers' from a list of generators of seeds 3 and 4."""
+    builtin.theirs.scheduler = SCHEDULERS[scheduler].from_config(builtin.theirs.scheduler.config)
+    settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": GUIDANCE}
+    ours = builtin.ours("a red apple, 3d", scheduler=scheduler, seed=3, num_images=2, noise="torch-cpu", **settings)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in (3, 4)]
+    with quiet():
+        theirs = builtin.theirs("a red apple, 3d", num_images_per_prompt=2, generator=generators, **settings).images
+    for picture, reference in zip(ours, theirs, strict=True):
+        assert_same(np.asarray(picture.image), np.asarray(reference))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_the_built_in_model_draws_what_diffusers_draws(builtin: Pair, scheduler: str) -> None:
     assert_same(*builtin.draw("a red apple, 3d", scheduler, noise(16, 16)))

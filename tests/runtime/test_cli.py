@@ -66,7 +66,7 @@ def test_generate(bundle: str, folder: Path, capsys: Capture) -> None:
 def test_every_option_reaches_the_pipeline(bundle: str, folder: Path, capsys: Capture) -> None:
     options = (
         "--negative-prompt blurry --num-inference-steps 3 --scheduler ddim --guidance-scale 2.5 --seed 7 --size 24x16 "
-        "--num-images 2 --backend ort --device cpu -o out.png"
+        "--num-images 2 --noise torch-cpu --backend ort --device cpu -o out.png"
     )
     assert main(["generate", "a car", "--bundle", bundle, *options.split()]) == 0
     assert capsys.readouterr() == ("out-1.png\nout-2.png\n", "")
@@ -77,6 +77,7 @@ def test_every_option_reaches_the_pipeline(bundle: str, folder: Path, capsys: Ca
         scheduler="ddim",
         guidance_scale=2.5,
         seed=7,
+        noise="torch-cpu",
         width=24,
         height=16,
         num_images=2,
@@ -116,6 +117,7 @@ def test_a_prompt_that_is_too_long_says_what_was_cut(bundle: str, folder: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("--noise torch", "unknown noise 'torch'; known: numpy, torch-cpu, torch-cuda"),
         ("--scheduler eulerian", r"unknown scheduler 'eulerian'; known: .*ddim.*dpmpp_2m.*euler"),
         ("--size 100x128", r"width 100; wanted a positive multiple of 8"),
         ("--size 128x0", r"height 0; wanted a positive multiple of 8"),

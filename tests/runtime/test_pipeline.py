@@ -14,6 +14,7 @@ from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, PromptTrunca
 from edgediffusion.runtime import pipeline as pipeline_module
 from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.metadata import read_parameters
+from edgediffusion.runtime.noise_torch import TorchCpuNoise
 
 from .conftest import Opened
 
@@ -43,6 +44,7 @@ def test_a_picture_and_its_parameters(pipeline: Pipeline, tmp_path: Path) -> Non
         height=16,
         model="a test",
         version=f"edgediffusion {__version__}",
+        noise="numpy",
     )
     with pytest.raises(
         UsageError, match=r"apple\.jpg: pictures are saved as \.png; for another format use \.image\.save"
@@ -78,6 +80,15 @@ def test_a_batch_is_its_pictures_one_by_one(pipeline: Pipeline) -> None:
 def test_size(pipeline: Pipeline) -> None:
     (image,) = pipeline("a red apple", seed=0, width=24, height=8, num_inference_steps=1)
     assert image.image.size == (24, 8)
+
+
+def test_noise_of_torch(pipeline: Pipeline) -> None:
+    (picture,) = pipeline("a red apple", seed=3, noise="torch-cpu")
+    (same,) = pipeline("a red apple", latents=TorchCpuNoise(3).normal((4, 2, 2)))
+    np.testing.assert_array_equal(pixels([picture]), pixels([same]))
+    assert Parameters.from_json(picture.parameters.to_json()).noise == "torch-cpu"
+    with pytest.raises(UnknownName, match="unknown noise 'torch'; known: numpy, torch-cpu, torch-cuda"):
+        pipeline("a red apple", noise="torch")
 
 
 def test_latents_stand_for_the_seeds_noise(pipeline: Pipeline) -> None:
