@@ -87,7 +87,9 @@ def _distilled_timesteps(config: SchedulerConfig, num_inference_steps: int) -> N
             f"and that not above num_train_timesteps, {count}"
         )
     distilled = np.arange(original, 0, -1) * (count // original) - 1
-    return distilled[np.floor(np.linspace(0, original, num_inference_steps, endpoint=False)).astype(int)]
+    chosen = np.floor(np.linspace(0, original, num_inference_steps, endpoint=False)).astype(np.int64)
+    timesteps: NDArray[np.int64] = distilled[chosen]
+    return timesteps
 
 
 def _consistency_sampler(

@@ -14,7 +14,7 @@ from ..arrays import F64
 from .base import LinearSampler, Move, pairs
 from .config import SchedulerConfig
 from .dpm_terms import PRESERVING, solver_prediction
-from .levels import Levels, check_steps, flow_levels, preserving_levels, shifted
+from .levels import Levels, preserving_levels, solver_flow_levels
 from .limits import threshold_limit
 
 read_config = replace(
@@ -63,10 +63,9 @@ def _of_x0(config: SchedulerConfig) -> bool:
 def _levels(config: SchedulerConfig, num_inference_steps: int) -> Levels:
     if not config.use_flow_sigmas:
         return preserving_levels(config, num_inference_steps, stop_at_own_end=True)
-    count = check_steps(config, num_inference_steps)
-    even = (1 - np.linspace(1, 1 / config.num_train_timesteps, count + 1))[::-1][:-1]
-    sigmas = shifted(even, config.flow_shift)
-    return flow_levels(config, count, sigmas, float(sigmas[-1]))
+    levels = solver_flow_levels(config, num_inference_steps)
+    alphas, sigmas = (np.append(column[:-1], column[-2]) for column in (levels.alphas, levels.sigmas))
+    return Levels(timesteps=levels.timesteps, alphas=alphas, sigmas=sigmas)
 
 
 def _moves(config: SchedulerConfig, levels: Levels, i: int) -> tuple[Move, ...]:
@@ -93,7 +92,7 @@ def _moves(config: SchedulerConfig, levels: Levels, i: int) -> tuple[Move, ...]:
 
 
 def _row(config: SchedulerConfig, levels: Levels, s: int, newest: int, order: int) -> tuple[float, float, list[float]]:
-    """From level `s` to the next: weights of the latents, the noise, and `order` predictions from that at `newest` back.
+    """From level `s` to the next: weights of the latents, the noise, and `order` predictions back from `newest`.
 
     Predictor (eq. 17) with newest = s, corrector (eq. 20) with newest = s + 1.
     """
@@ -126,6 +125,6 @@ def _integrals(nodes: F64, h: float, rate: float) -> F64:
     result = np.empty(len(nodes))
     for j, node in enumerate(nodes):
         others = np.delete(nodes, j)
-        polynomial = np.poly(others) / np.prod(node - others)
+        polynomial = np.atleast_1d(np.poly(others)) / np.prod(node - others)
         result[j] = polynomial[::-1] @ moments
     return result
