@@ -6,15 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .ancestral import dpm2_a, euler_a
+from .ancestral import read_config as euler_a_config
 from .base import Scheduler
 from .config import ConfigReader, pick
+from .consistency import lcm, read_lcm_config, read_tcd_config, tcd
 from .ddim import ddim
 from .ddim import read_config as ddim_config
+from .ddpm import ddpm
+from .ddpm import read_config as ddpm_config
 from .deis import deis
 from .deis import read_config as deis_config
 from .dpm2 import dpm2
 from .dpm_multistep import dpmpp_2m
 from .dpm_multistep import read_config as multistep_config
+from .dpm_sde import dpmpp_sde
 from .dpm_singlestep import dpmpp_2s
 from .dpm_singlestep import read_config as singlestep_config
 from .edm import EULER as EDM_EULER
@@ -30,6 +36,8 @@ from .ipndm import read_config as ipndm_config
 from .lms import lms
 from .pndm import pndm
 from .pndm import read_config as pndm_config
+from .sa_solver import read_config as sa_solver_config
+from .sa_solver import sa_solver
 from .sigmas import SIGMA_SCHEDULES
 from .unipc import read_config as unipc_config
 from .unipc import unipc
@@ -69,19 +77,60 @@ EDM = "arXiv:2206.00364"
 FLOW = "arXiv:2403.03206"
 # Where a name has no class of its own, diffusers needs settings of the class for it.
 SAMPLERS = (
+    Sampler(
+        name="ddpm",
+        diffusers="DDPMScheduler",
+        make=ddpm,
+        reader=ddpm_config,
+        paper="arXiv:2006.11239",
+        draws_noise=True,
+    ),
     Sampler(name="ddim", diffusers="DDIMScheduler", make=ddim, reader=ddim_config, paper="arXiv:2010.02502"),
     Sampler(name="pndm", diffusers="PNDMScheduler", make=pndm, reader=pndm_config, paper="arXiv:2202.09778"),
     Sampler(name="plms", make=_with(pndm, skip_prk_steps=True), reader=pndm_config, paper="arXiv:2202.09778"),
     Sampler(name="ipndm", diffusers="IPNDMScheduler", make=ipndm, reader=ipndm_config, paper="arXiv:2202.09778"),
     Sampler(name="lms", diffusers="LMSDiscreteScheduler", make=lms, reader=EXPLODING, paper=EDM),
     Sampler(name="euler", diffusers="EulerDiscreteScheduler", make=euler, reader=EXPLODING, paper=EDM),
+    Sampler(
+        name="euler_a",
+        diffusers="EulerAncestralDiscreteScheduler",
+        make=euler_a,
+        reader=euler_a_config,
+        paper="arXiv:2011.13456",
+        draws_noise=True,
+    ),
     Sampler(name="heun", diffusers="HeunDiscreteScheduler", make=heun, reader=EXPLODING, paper=EDM, calls_per_step=2),
     Sampler(name="dpm2", diffusers="KDPM2DiscreteScheduler", make=dpm2, reader=EXPLODING, paper=EDM, calls_per_step=2),
+    Sampler(
+        name="dpm2_a",
+        diffusers="KDPM2AncestralDiscreteScheduler",
+        make=dpm2_a,
+        reader=EXPLODING,
+        paper=EDM,
+        calls_per_step=2,
+        draws_noise=True,
+    ),
     Sampler(
         name="dpmpp_2m", diffusers="DPMSolverMultistepScheduler", make=dpmpp_2m, reader=multistep_config, paper=DPM
     ),
     Sampler(name="dpmpp_2m_karras", make=_karras(dpmpp_2m), reader=multistep_config, paper=DPM),
     Sampler(name="dpmpp_3m", make=_with(dpmpp_2m, solver_order=3), reader=multistep_config, paper=DPM),
+    Sampler(
+        name="dpmpp_2m_sde",
+        make=_with(dpmpp_2m, algorithm_type="sde-dpmsolver++"),
+        reader=multistep_config,
+        paper=DPM,
+        draws_noise=True,
+    ),
+    Sampler(
+        name="dpmpp_sde",
+        diffusers="DPMSolverSDEScheduler",
+        make=dpmpp_sde,
+        reader=EXPLODING,
+        paper=DPM,
+        calls_per_step=2,
+        draws_noise=True,
+    ),
     Sampler(
         name="dpmpp_2s", diffusers="DPMSolverSinglestepScheduler", make=dpmpp_2s, reader=singlestep_config, paper=DPM
     ),
@@ -89,6 +138,30 @@ SAMPLERS = (
         name="unipc", diffusers="UniPCMultistepScheduler", make=unipc, reader=unipc_config, paper="arXiv:2302.04867"
     ),
     Sampler(name="deis", diffusers="DEISMultistepScheduler", make=deis, reader=deis_config, paper="arXiv:2204.13902"),
+    Sampler(
+        name="sa_solver",
+        diffusers="SASolverScheduler",
+        make=sa_solver,
+        reader=sa_solver_config,
+        paper="arXiv:2309.05019",
+        draws_noise=True,
+    ),
+    Sampler(
+        name="lcm",
+        diffusers="LCMScheduler",
+        make=lcm,
+        reader=read_lcm_config,
+        paper="arXiv:2310.04378",
+        draws_noise=True,
+    ),
+    Sampler(
+        name="tcd",
+        diffusers="TCDScheduler",
+        make=tcd,
+        reader=read_tcd_config,
+        paper="arXiv:2402.19159",
+        draws_noise=True,
+    ),
     Sampler(name="edm_euler", diffusers="EDMEulerScheduler", make=edm_euler, reader=EDM_EULER, paper=EDM),
     Sampler(
         name="edm_dpmpp_2m",

@@ -77,7 +77,7 @@ def _moves(config: SchedulerConfig, levels: Levels, i: int) -> tuple[Move, ...]:
     for known in range(1, min(i, most) + 1):
         _, _, row = _row(config, levels, i, i, min(config.predictor_order, left, known + 1))
         of_last, of_last_noise, moulton = _row(
-            config, levels, i - 1, i, min(config.corrector_order, left + 1, known + 1)
+            config, levels, i - 1, i, min(config.corrector_order, left + 2, known + 1)
         )
         choices.append(
             Move(
