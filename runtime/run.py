@@ -38,6 +38,7 @@ class Run:
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    sigmas: str | None
     tables: Scheduler
     seed: int
     noise: str
@@ -106,6 +107,7 @@ class Run:
             negative_prompt=self.negative_prompt,
             num_inference_steps=self.num_inference_steps,
             scheduler=self.scheduler,
+            sigmas=self.sigmas,
             guidance_scale=self.guidance_scale,
             seed=self.seed + k if self.latents is None else None,
             noise=self.noise,

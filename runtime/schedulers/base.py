@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,8 +69,8 @@ Limit = Callable[[F32], F32]
 class Move:
     """One way to take a step: `weights` of the columns (latents, prediction, *history), and of fresh noise, if any.
 
-    `keep` are the columns that become the history, -1 the noise. A `corrector` is one more row of weights: what the latents are
-    replaced with before anything else.
+    `keep` are the columns that become the history, -1 the noise. A `corrector` is one more row of weights: what the
+    latents are replaced with before anything else.
     """
 
     weights: tuple[float, ...]
@@ -166,13 +166,12 @@ class LinearSampler:
         return result, tuple(columns[k] for k in move.keep)
 
 
-def weighted_sum(weights: Iterable[float], columns: Iterable[F32]) -> F32:
-    """A new array: the sum of the columns that have a weight, other than 0; one of them at least."""
-    terms = ((weight, column) for weight, column in zip(weights, columns, strict=False) if weight != 0)
-    weight, column = next(terms)
-    result: F32 = weight * column
-    for weight, column in terms:
-        result += weight * column
+def weighted_sum(weights: Sequence[float], columns: Sequence[F32]) -> F32:
+    """A new array: the sum of the columns, those of weight 0 left out. There may be more columns than weights."""
+    result: F32 = weights[0] * columns[0] if weights[0] != 0 else np.zeros_like(columns[0])
+    for weight, column in zip(weights[1:], columns[1:], strict=False):
+        if weight != 0:
+            result += weight * column
     return result
 
 

@@ -138,7 +138,7 @@ class ConfigReader:
                     f"scheduler config: key {key!r} ({value!r}) is not known and may change the picture; "
                     f"remove it, or pip install --upgrade edgediffusion"
                 )
-        read = {key: value for key, value in given.items() if key in self.reads}
+        read = {key: value for key, value in given.items() if key in self.reads and key in _FIELDS}
         for key, names in self.renamed.items():
             if key in read:
                 read[key] = names.get(read[key], read[key])

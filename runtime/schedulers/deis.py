@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from .base import LinearSampler, Move, pairs
+from .base import LinearSampler, Move, Prediction, pairs, x0_table
 from .config import SchedulerConfig
-from .dpm_terms import PRESERVING, solver_prediction
+from .dpm_terms import PRESERVING, noise_table
 from .levels import Levels, flow_levels, preserving_levels, solver_flow_levels
 from .limits import threshold_limit
 
@@ -47,7 +47,11 @@ def deis(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
         sigmas=levels.ratios,
         init_noise_sigma=1.0,
         noising=pairs(levels.alphas[:-1], levels.sigmas[:-1]),
-        prediction=solver_prediction(c, levels, of_noise=True, limit=threshold_limit(c)),
+        prediction=Prediction.derived(
+            x0_table(c, levels.alphas[:-1], levels.sigmas[:-1]),
+            noise_table(levels.alphas[:-1], levels.sigmas[:-1]),
+            threshold_limit(c),
+        ),
         moves=tuple(_moves(c, levels, i) for i in range(len(levels.timesteps))),
     )
 

@@ -119,9 +119,18 @@ def terms(config: SchedulerConfig, levels: Levels, s: int, t: int) -> Terms:
         return pick("algorithm_type", config.algorithm_type, ALGORITHMS)(alpha_s, sigma_s, alpha, sigma, h)
 
 
+# Weights of the latents and of the network's output in the noise, where it need not be told from x0.
+NOISE_TABLES: dict[str, Callable[[F64, F64], tuple[F64, F64]]] = {
+    "epsilon": lambda alphas, sigmas: (np.zeros_like(alphas), np.ones_like(alphas)),
+    "v_prediction": lambda alphas, sigmas: (sigmas, alphas),
+}
+
+
 def solver_prediction(config: SchedulerConfig, levels: Levels, *, of_noise: bool, limit: Limit | None) -> Prediction:
     """x0, or the noise."""
     alphas, sigmas = levels.alphas[:-1], levels.sigmas[:-1]
+    if of_noise and limit is None and config.prediction_type in NOISE_TABLES:
+        return Prediction(pairs(*NOISE_TABLES[config.prediction_type](alphas, sigmas)))
     to_x0 = x0_table(config, alphas, sigmas)
     return Prediction.derived(to_x0, noise_table(alphas, sigmas), limit) if of_noise else Prediction(to_x0, limit)
 

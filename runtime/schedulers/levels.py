@@ -114,7 +114,7 @@ def stretched(sigmas: F64, shift_terminal: float | None) -> F64:
     """So that the last is `shift_terminal`."""
     if not shift_terminal:
         return sigmas
-    result: F64 = 1 - (1 - sigmas) * (1 - shift_terminal) / (1 - sigmas[-1])
+    result: F64 = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - shift_terminal))
     return result
 
 

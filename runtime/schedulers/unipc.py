@@ -78,22 +78,24 @@ def _levels(c: SchedulerConfig, num_inference_steps: int) -> Levels:
     return flow_levels(c, sigmas, final_sigma(c, sigmas[-1]))
 
 
-def _order(config: SchedulerConfig, n: int, i: int) -> int:
-    return min(config.solver_order, n - i) if config.lower_order_final else config.solver_order
+def _order(config: SchedulerConfig, levels: Levels, i: int) -> int:
+    if levels.sigmas[i + 1] == 0:
+        return 1  # there is no way to extrapolate to no noise
+    left = len(levels.timesteps) - i
+    return min(config.solver_order, left) if config.lower_order_final else config.solver_order
 
 
 def _moves(config: SchedulerConfig, levels: Levels, i: int) -> tuple[Move, ...]:
     """By the arrays of history: none, or the latents of the step before and predictions, the last one first."""
-    n = len(levels.timesteps)
     choices = []
     for known in range(min(config.solver_order, i) + 1):
-        order = min(_order(config, n, i), known + 1)
+        order = min(_order(config, levels, i), known + 1)
         of_latents, of_predictions = _update(config, levels, i, i + 1, order)
         # Columns: latents, prediction, the step before's latents, earlier predictions.
         weights = (of_latents, of_predictions[0], 0.0, *of_predictions[1:])
         corrector = None
         if known > 0 and i - 1 not in config.disable_corrector:
-            corrector = _corrector(config, levels, i, min(_order(config, n, i - 1), known))
+            corrector = _corrector(config, levels, i, min(_order(config, levels, i - 1), known))
         keep = (0, 1, *range(3, known + 3))[: config.solver_order + 1]
         choices.append(Move(weights if order > 1 else weights[:2], keep, corrector=corrector))
     # The latents come with a prediction, so a history of one array does not occur.
@@ -119,8 +121,6 @@ def _update(
     of_predictions[0] = -scale * math.expm1(hh)
     of_new = 0.0
     if order > 1 or corrects:
-        if not math.isfinite(h):
-            raise UsageError("scheduler config: unipc cannot end at no noise with a full order; set lower_order_final")
         r = (lambdas[s - np.arange(1, order)] - lambdas[s]) / h
         b_h = pick("solver_type", config.solver_type, SOLVER_TYPES)(hh)
         rhos = _rhos(hh, b_h, r, corrects)
