@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -28,8 +29,10 @@ from numpy.typing import NDArray
 from edgediffusion.engines.errors import UsageError
 from edgediffusion.runtime.schedulers import SCHEDULERS
 
-# Its Brownian tree is replaced below, so the module will do without torchsde.
-sys.modules.setdefault("torchsde", ModuleType("torchsde"))
+# Its Brownian tree is replaced below, but in one test, so the module will do without torchsde.
+HAS_TORCHSDE = find_spec("torchsde") is not None
+if not HAS_TORCHSDE:
+    sys.modules["torchsde"] = ModuleType("torchsde")
 from diffusers.schedulers import scheduling_dpmsolver_sde  # noqa: E402
 
 Latents = NDArray[Any]
@@ -277,6 +280,30 @@ def test_eta_of_tcd(eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = list(their_run("TCDScheduler", SD15, 5, None, 1.0))
     for (_, a), (_, b) in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
+
+
+@pytest.mark.skipif(not HAS_TORCHSDE, reason="torchsde is not installed")
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # the highest level, rounded to float32
+@pytest.mark.parametrize("steps", [2, 5, 25])
+def test_increments_of_the_brownian_tree_of_torchsde(steps: int) -> None:
+    """Given the increments of torchsde's tree from call to call, the path is diffusers' with that tree."""
+    scheduler: Any = scheduling_dpmsolver_sde.DPMSolverSDEScheduler.from_config(SD15, noise_sampler_seed=7)
+    scheduler.set_timesteps(steps)
+    ours = SCHEDULERS["dpmpp_sde"](SD15, steps)
+    start = np.random.default_rng(0).standard_normal(SHAPE) * ours.init_noise_sigma
+    theirs, latents = torch.from_numpy(start), start
+    least, most = (float(level) for level in (scheduler.sigmas[scheduler.sigmas > 0].min(), scheduler.sigmas.max()))
+    tree = scheduling_dpmsolver_sde.BrownianTreeNoiseSampler(theirs, least, most, 7)
+    history: Any = ()
+    for i, t in enumerate(scheduler.timesteps):
+        output = network(scheduler.scale_model_input(theirs, t).numpy(), float(t))
+        theirs = scheduler.step(torch.from_numpy(output), t, theirs, return_dict=False)[0]
+        answer: Any = network(ours.scale_model_input(latents, i), float(t))  # type: ignore[arg-type]
+        noise: Any = tree(*ours.sigmas[i : i + 2]).numpy() if ours.draws_noise(i) else None
+        latents, history = ours.step(answer, i, latents, history, noise)  # type: ignore[assignment, arg-type]
+        # The tree's times are rounded to its tolerance, 1e-6.
+        np.testing.assert_allclose(latents, theirs.numpy(), rtol=0, atol=1e-4)
 
 
 def test_what_diffusers_refuses_is_refused() -> None:

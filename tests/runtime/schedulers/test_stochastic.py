@@ -82,7 +82,7 @@ def test_a_perfect_prediction_leaves_as_much_noise_as_the_level_says(
             assert ((latents - alpha * x0) / sigma).std() == pytest.approx(1, abs=5 / np.sqrt(2 * 16384))
         scale = float(np.hypot(alpha, sigma))
         noise = (latents - alpha * x0) / sigma
-        answers: dict[str, F32] = {"epsilon": noise, "v_prediction": (alpha * noise - sigma * x0) / scale, "sample": x0}
+        answers: dict[str, Any] = {"epsilon": noise, "v_prediction": (alpha * noise - sigma * x0) / scale, "sample": x0}
         drawn = normal(100 + i, shape) if scheduler.draws_noise(i) else None
         latents, history = scheduler.step(answers[prediction_type].astype(np.float32), i, latents, history, drawn)
     assert latents.dtype == np.float32
