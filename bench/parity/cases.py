@@ -12,7 +12,7 @@ RTOL = 1e-9
 RTOL_SMALL_SIGNAL = 1e-7
 STEPS = (1, 2, 3, 5, 10, 25, 50)
 SPACINGS = ("leading", "linspace", "trailing")
-FLAGS = {
+FLAGS: dict[str, dict[str, Any]] = {
     "model": {},
     "karras": {"use_karras_sigmas": True},
     "exponential": {"use_exponential_sigmas": True},
@@ -74,13 +74,15 @@ THRESHOLDING = (
     {"thresholding": True},
     {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 3.0},
 )
-ENDS = ({"sigma_min": 0.1, "sigma_max": 10.0, "use_karras_sigmas": True},)
-ENDS += tuple(
-    {"sigma_min": 0.1, "sigma_max": 10.0, flag: True} for flag in ("use_beta_sigmas", "use_exponential_sigmas")
+ENDS: tuple[dict[str, Any], ...] = tuple(
+    {"sigma_min": 0.1, "sigma_max": 10.0, flag: True}
+    for flag in ("use_karras_sigmas", "use_beta_sigmas", "use_exponential_sigmas")
 )
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
 SOLVER_FLAGS = ("model", "karras", "exponential", "beta", "flow")
-SINGLESTEP = tuple({"solver_order": order, "solver_type": kind} for order in (1, 2, 3) for kind in ("midpoint", "heun"))
+SINGLESTEP: tuple[dict[str, Any], ...] = tuple(
+    {"solver_order": order, "solver_type": kind} for order in (1, 2, 3) for kind in ("midpoint", "heun")
+)
 OF_NOISE = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
 CLIPPED = ({"lambda_min_clipped": -5.1, "beta_schedule": "squaredcos_cap_v2"},)
 

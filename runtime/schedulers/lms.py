@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ def lms(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
         UsageError: the config says what is not understood, or has not so many steps.
     """
     c = EXPLODING(config)
+    if c.sigmas == "karras":
+        c = replace(c, sigma_min=None, sigma_max=None)  # as in diffusers, of this sampler alone
     levels = exploding_levels(c, num_inference_steps)
     moves = tuple(_moves(levels.sigmas, i) for i in range(num_inference_steps))
     return exploding_sampler(c, levels, derivative(c, levels.sigmas[:-1]), moves)

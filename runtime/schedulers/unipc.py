@@ -79,8 +79,8 @@ def _levels(c: SchedulerConfig, num_inference_steps: int) -> Levels:
 
 
 def _order(config: SchedulerConfig, levels: Levels, i: int) -> int:
-    if levels.sigmas[i + 1] == 0:
-        return 1  # there is no way to extrapolate to no noise
+    if levels.ratios[i + 1] in (0, levels.ratios[i]):
+        return 1  # there is nothing to extrapolate to no noise, or along a repeated level
     left = len(levels.timesteps) - i
     return min(config.solver_order, left) if config.lower_order_final else config.solver_order
 
