@@ -33,6 +33,10 @@ SD15: dict[str, Any] = {
 }
 
 
+def _schedule(options: dict[str, Any]) -> str:
+    return next((name for name, flags in FLAGS.items() for flag in flags if options.get(flag) is True), "model")
+
+
 @dataclass(frozen=True)
 class Family:
     """A class of diffusers, and what it is compared with: each of `options` with all sigmas, spacings and predictions.
@@ -60,7 +64,7 @@ class Family:
             if sigmas == "flow" and prediction == "epsilon":
                 yield sigmas, spaced | FLAGS[sigmas] | options | {"prediction_type": "flow_prediction"}
         for options in self.extras:
-            yield "model", SD15 | options
+            yield _schedule(options), SD15 | options
 
 
 BETAS: tuple[dict[str, Any], ...] = (

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgediffusion.engines.errors import UsageError
+
 from .ancestral import dpm2_a, euler_a
 from .ancestral import read_config as euler_a_config
 from .base import Scheduler
@@ -187,7 +189,17 @@ SCHEDULERS: dict[str, Maker] = {
     name: sampler.make for sampler in SAMPLERS for name in (sampler.name, sampler.diffusers) if name is not None
 }
 
-__all__ = ["SAMPLERS", "SCHEDULERS", "SIGMA_SCHEDULES", "Sampler", "Scheduler", "make_scheduler", "short_name"]
+__all__ = [
+    "SAMPLERS",
+    "SCHEDULERS",
+    "SIGMA_SCHEDULES",
+    "Sampler",
+    "Scheduler",
+    "find_sampler",
+    "make_scheduler",
+    "short_name",
+    "start_call",
+]
 
 
 def make_scheduler(
@@ -218,11 +230,34 @@ def make_scheduler(
     return make({**config, **given}, num_inference_steps)
 
 
+def start_call(name: str, num_inference_steps: int, strength: float) -> int:
+    """The call at which image-to-image starts, from latents made with `add_noise` there: 0 for a strength of 1.
+
+    With a strength of 0 there is nothing to do: no call is left.
+
+    Raises:
+        UsageError: strength is not in 0 to 1, or the name is unknown.
+    """
+    if not 0 <= strength <= 1:
+        raise UsageError(f"strength {strength}; wanted 0 to 1")
+    calls_per_step = find_sampler(name).calls_per_step
+    return (num_inference_steps - int(num_inference_steps * strength)) * calls_per_step
+
+
+def find_sampler(name: str) -> Sampler:
+    """The line of the table for either of a sampler's names.
+
+    Raises:
+        UnknownName: it is in no table.
+    """
+    pick("scheduler", name, SCHEDULERS)
+    return next(sampler for sampler in SAMPLERS if name in (sampler.name, sampler.diffusers))
+
+
 def short_name(name: str) -> str:
     """The short name of a sampler, from either of its names.
 
     Raises:
         UnknownName: it is in no table.
     """
-    pick("scheduler", name, SCHEDULERS)
-    return next(sampler.name for sampler in SAMPLERS if name in (sampler.name, sampler.diffusers))
+    return find_sampler(name).name

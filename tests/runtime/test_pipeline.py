@@ -15,6 +15,7 @@ from edgediffusion.runtime import pipeline as pipeline_module
 from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.metadata import read_parameters
 from edgediffusion.runtime.noise_torch import TorchCpuNoise
+from edgediffusion.runtime.schedulers import make_scheduler
 
 from .conftest import Opened
 
@@ -89,6 +90,17 @@ def test_noise_of_torch(pipeline: Pipeline) -> None:
     assert Parameters.from_json(picture.parameters.to_json()).noise == "torch-cpu"
     with pytest.raises(UnknownName, match="unknown noise 'torch'; known: numpy, torch-cpu, torch-cuda"):
         pipeline("a red apple", noise="torch")
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m"])
+def test_sigmas(pipeline: Pipeline, scheduler: str) -> None:
+    run = pipeline.steps("a red apple", seed=3, num_inference_steps=3, scheduler=scheduler, sigmas="karras")
+    karras = pipeline.scheduler_config | {"use_karras_sigmas": True}
+    assert run.tables.sigmas.tolist() == make_scheduler(scheduler, karras, 3).sigmas.tolist()
+    (picture,) = pipeline("x", num_inference_steps=3, scheduler=scheduler, sigmas=[14.0, 3.5, 0.5])
+    assert Parameters.from_json(picture.parameters.to_json()).sigmas == "14.0,3.5,0.5"
+    with pytest.raises(UnknownName, match="unknown sigmas 'carras'; known: ays"):
+        pipeline("a red apple", scheduler=scheduler, sigmas="carras")
 
 
 def test_latents_stand_for_the_seeds_noise(pipeline: Pipeline) -> None:

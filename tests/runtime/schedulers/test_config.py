@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgediffusion.engines.errors import UnknownName, UsageError
-from edgediffusion.runtime.schedulers import SAMPLERS, SCHEDULERS, Sampler, make_scheduler, short_name
+from edgediffusion.runtime.schedulers import SAMPLERS, SCHEDULERS, Sampler, make_scheduler, short_name, start_call
 from edgediffusion.runtime.schedulers.euler import read_config
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -221,3 +221,17 @@ def test_known_levels() -> None:
     optimal = make_scheduler("euler", SD15, 3, sigmas="kl_optimal").sigmas
     ends = np.arctan([14.61464, 0.029168])
     assert optimal[:3].tolist() == pytest.approx([14.61464, np.tan(ends.mean()), 0.029168], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "strength", "start"),
+    [("euler", 10, 1.0, 0), ("ddim", 10, 0.75, 3), ("heun", 10, 0.75, 6), ("euler", 10, 0.0, 10), ("plms", 3, 0.5, 2)],
+)
+def test_the_call_at_which_image_to_image_starts(name: str, steps: int, strength: float, start: int) -> None:
+    assert start_call(name, steps, strength) == start
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_out_of_range(strength: float) -> None:
+    with pytest.raises(UsageError, match=f"strength {strength}; wanted 0 to 1"):
+        start_call("euler", 10, strength)
