@@ -51,9 +51,8 @@ SETTINGS["DPMSolverMultistepScheduler"] = {"algorithm_type": "sde-dpmsolver++"}
 STEPS = (1, 2, 3, 5, 10, 25, 50)
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-# Both compute in float64, but for LCM's scalings at the boundary, which diffusers has in float32 from whole timesteps;
-# and SA-Solver's integrals lose digits in diffusers, where exp(2 lambda) is not split off.
-RTOL = dict.fromkeys(MODULES, 1e-9) | {"LCMScheduler": 1e-6, "SASolverScheduler": 1e-7}
+# Both compute in float64, but for LCM's scalings at the boundary, which diffusers has in float32 from whole timesteps.
+RTOL = dict.fromkeys(MODULES, 1e-10) | {"LCMScheduler": 1e-6}
 SD15 = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -246,7 +245,9 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "DPMSolverMultistepScheduler": (
         *({"solver_order": order, "solver_type": kind} for order in (1, 2, 3) for kind in ("midpoint", "heun")),
-        {"use_karras_sigmas": True},
+        *SIGMAS,
+        {"use_lu_lambdas": True},
+        {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
         {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
         {"final_sigmas_type": "sigma_min", "lower_order_final": False},
     ),
@@ -265,6 +266,17 @@ def test_options(name: str, options: dict[str, Any]) -> None:
         pytest.importorskip("scipy", reason="diffusers takes the beta distribution from it")
     for steps in STEPS:
         compare(name, SD15 | SETTINGS[name] | options, steps)
+
+
+SCHEDULED = [case for case in CASES if SIGMAS[0] in OPTIONS[case[0]] and case[0] != "EulerAncestralDiscreteScheduler"]
+
+
+@pytest.mark.parametrize(("name", "spacing", "prediction_type"), SCHEDULED)
+def test_sigma_schedules(name: str, spacing: str, prediction_type: str) -> None:
+    config = SD15 | SETTINGS[name] | {"timestep_spacing": spacing, "prediction_type": prediction_type}
+    for flags in SIGMAS[: 3 if find_spec("scipy") else 2]:
+        for steps in (1, 2, 5, 25):
+            compare(name, config | flags, steps)
 
 
 @pytest.mark.parametrize("name", MODULES)
