@@ -32,13 +32,18 @@ CLASSES = tuple(family.name for family in FAMILIES)
 SPACED = tuple(name for name in CLASSES if name not in ("IPNDMScheduler",) and "EDM" not in name and "Flow" not in name)
 
 
+@pytest.fixture(autouse=True)
+def scipy(request: pytest.FixtureRequest) -> None:
+    """diffusers needs it for one sampler and one schedule."""
+    if "LMSDiscreteScheduler" in request.node.name or "-beta]" in request.node.name:
+        pytest.importorskip("scipy")
+
+
 @pytest.mark.parametrize(
     ("family", "sigmas"),
     [pytest.param(f, s, id=f"{f.name}-{s}") for f in FAMILIES for s in f.sigmas],
 )
 def test_every_case(family: Family, sigmas: str) -> None:
-    if sigmas == "beta" or family.name == "LMSDiscreteScheduler":
-        pytest.importorskip("scipy")
     count = 0
     for case, comparison in parity(family, sigmas):
         assert comparison.failure is None, f"{case}: {comparison.failure}"
@@ -57,8 +62,6 @@ def compared(name: str, config: dict[str, Any], steps: int, *, start: int = 0) -
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_start_in_the_middle(name: str, start: int) -> None:
     """As an image-to-image pipeline starts, with no history: at the first of the calls of a step."""
-    if name == "LMSDiscreteScheduler":
-        pytest.importorskip("scipy")
     calls = next(sampler.calls_per_step for sampler in SAMPLERS if sampler.diffusers == name)
     assert compared(name, SD15, 10, start=start * calls).failure is None
 
@@ -67,8 +70,6 @@ def test_a_start_in_the_middle(name: str, start: int) -> None:
 def test_as_diffusers_is(name: str) -> None:
     # diffusers unchanged: its tables are float32, so alphas_cumprod carries a few 1e-7 by the end of its cumprod. They
     # grow where the difference of two levels is divided by, or an early signal that is almost nothing.
-    if name == "LMSDiscreteScheduler":
-        pytest.importorskip("scipy")
     noise = normal(np.float32)
     for steps in (4, 10, 25):
         theirs = their_path(their_scheduler(name, SD15), steps, noise)
@@ -87,8 +88,6 @@ def test_from_the_config_of_another_class(name: str, source: str) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_from_a_config_that_says_nothing(name: str) -> None:
-    if name == "LMSDiscreteScheduler":
-        pytest.importorskip("scipy")
     assert compared(name, {}, 10).failure is None
 
 
@@ -166,8 +165,6 @@ def test_noisy_latents(name: str) -> None:
     """Of image-to-image: at the first call of each step, diffusers' own add_noise or scale_noise."""
     import torch
 
-    if name == "LMSDiscreteScheduler":
-        pytest.importorskip("scipy")
     x0, noise = normal(np.float64, 1), normal(np.float64, 2)
     ours = SCHEDULERS[name](SD15, 10)
     calls = next(sampler.calls_per_step for sampler in SAMPLERS if sampler.diffusers == name)
