@@ -136,7 +136,9 @@ def generate(arguments: Sequence[str]) -> int:
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
             scheduler=options.scheduler,
+            sigmas=options.sigmas,
             seed=options.seed,
+            noise=options.noise,
             width=width,
             height=height,
             num_images=options.num_images,
@@ -156,9 +158,16 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--force", action="store_true", help="overwrite FILE; else the next free number is added to its name")
     add("--negative-prompt", type=_text, default="", metavar="TEXT", help="what not to draw")
     add("--num-inference-steps", type=int, default=20, metavar="N", help="default: %(default)s")
-    add("--scheduler", metavar="NAME", help="default: the model's own")
+    add("--scheduler", metavar="NAME", help="see: edgediffusion schedulers; default: the model's own")
+    add(
+        "--sigmas",
+        type=_sigmas,
+        metavar="NAME",
+        help="a sigma schedule, or numbers between commas; default: the model's",
+    )
     add("--guidance-scale", type=float, default=7.5, metavar="X", help="default: %(default)s; 1 is no guidance")
     add("--seed", type=int, metavar="N", help="default: a random one; the picture remembers it")
+    add("--noise", default="numpy", metavar="NAME", help="numpy, torch-cpu or torch-cuda; default: %(default)s")
     add(
         "--size", type=_size, default=(None, None), metavar="WxH", help="in pixels; default: what the model is made for"
     )
@@ -215,7 +224,29 @@ def doctor(arguments: Sequence[str]) -> int:
     return 0 if any(probe.works for probe in probes) else 1
 
 
-COMMANDS: dict[str, Command] = {"generate": generate, "inspect": inspect, "doctor": doctor}
+def schedulers(arguments: Sequence[str]) -> int:
+    """List the samplers, and the sigma schedules that each can follow."""
+    parser = Parser("schedulers", schedulers.__doc__ or "")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    options = parser.parse_args(arguments)
+
+    from .schedulers import SAMPLERS
+    from .tables import show_samplers
+
+    if options.json:
+        keys = ("name", "diffusers", "sigmas", "calls_per_step", "draws_noise", "paper")
+        _print(json.dumps([{key: getattr(sampler, key) for key in keys} for sampler in SAMPLERS], indent=2))
+    else:
+        show_samplers(SAMPLERS)
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "generate": generate,
+    "schedulers": schedulers,
+    "inspect": inspect,
+    "doctor": doctor,
+}
 
 
 def _with_progress(run: Run) -> Iterable[Step]:
@@ -232,6 +263,17 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r}, wanted WIDTHxHEIGHT, such as 512x512")
     return int(match[1]), int(match[2])
+
+
+def _sigmas(text: str) -> str | tuple[float, ...]:
+    if not text[:1].isdigit():
+        return text
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, wanted a name or numbers between commas, such as 14.6,2.5,0.4"
+        ) from None
 
 
 def _text(text: str) -> str:

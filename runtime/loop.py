@@ -54,6 +54,6 @@ def denoise(
         noise_pred = bound_unet({"sample": sample, "timestep": timestep})["out_sample"]
         if guided:
             noise_pred = guide(noise_pred, guidance_scale)
-        fresh = noise.normal(latents.shape[1:]) if scheduler.draws_noise else None
+        fresh = noise.normal(latents.shape[1:]) if scheduler.draws_noise(i) else None
         latents, history = scheduler.step(noise_pred, i, latents, history, fresh)
         yield Step(i, float(timestep[0]), latents, history)

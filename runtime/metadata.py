@@ -36,7 +36,8 @@ class Parameters:
     """All that decides a picture. None stands for what a picture made elsewhere does not say.
 
     `scheduler` is a key of `SCHEDULERS`, `width` and `height` are in pixels, `model` names the checkpoint and `version`
-    the program. `other` holds the web UI's settings that have no field here.
+    the program. `noise` is a key of `NOISES`, `sigmas` one of `SIGMA_SCHEDULES`, or numbers between commas; the JSON
+    alone says them. `other` holds the web UI's settings that have no field here.
     """
 
     prompt: str
@@ -49,6 +50,8 @@ class Parameters:
     height: int | None
     model: str | None
     version: str | None
+    noise: str | None = None
+    sigmas: str | None = None
     other: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from .arrays import F32
+from .noise_torch import TorchCpuNoise, TorchCudaNoise
 
 
 class NoiseSource(Protocol):
@@ -26,3 +28,11 @@ class NumpyNoise:
     def normal(self, shape: tuple[int, ...]) -> F32:
         """See `NoiseSource`."""
         return np.stack([stream.standard_normal(shape, np.float32) for stream in self._streams])
+
+
+# Name -> maker(seed, num_images).
+NOISES: dict[str, Callable[[int, int], NoiseSource]] = {
+    "numpy": NumpyNoise,
+    "torch-cpu": TorchCpuNoise,
+    "torch-cuda": TorchCudaNoise,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from .bundle import Bundle
 from .images import GeneratedImage, to_pil
 from .latents import LatentSpace
 from .run import Run
-from .schedulers import SCHEDULERS, short_name
+from .schedulers import make_scheduler, short_name
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ class Pipeline:
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
         scheduler: str | None = None,
+        sigmas: str | Sequence[float] | None = None,
         seed: int | None = None,
+        noise: str = "numpy",
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
@@ -73,7 +76,9 @@ class Pipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             scheduler=scheduler,
+            sigmas=sigmas,
             seed=seed,
+            noise=noise,
             width=width,
             height=height,
             num_images=num_images,
@@ -91,7 +96,9 @@ class Pipeline:
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
         scheduler: str | None = None,
+        sigmas: str | Sequence[float] | None = None,
         seed: int | None = None,
+        noise: str = "numpy",
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
@@ -105,7 +112,9 @@ class Pipeline:
             num_inference_steps: 1 to the model's num_train_timesteps.
             guidance_scale: how strongly the prompt is followed; 1 or less is no guidance, at half the work.
             scheduler: a name in `SCHEDULERS`; None is the bundle's own.
+            sigmas: a name in `SIGMA_SCHEDULES`, or one falling noise level a step; None is what the bundle says.
             seed: 0 or more; picture k has the noise of seed + k. None takes one at random.
+            noise: a name in `NOISES`: whose random numbers the seed stands for; torch's give what diffusers draws.
             width, height: in pixels, multiples of 8; None is the size that the model was made for.
             num_images: pictures drawn together, 1 or more.
             latents: standard normal noise to start from, (num_images, 4, height / 8, width / 8), instead of the seed's.
@@ -122,8 +131,10 @@ class Pipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=float(guidance_scale),
             scheduler=name,
-            tables=SCHEDULERS[name](self.scheduler_config, num_inference_steps),
+            sigmas=sigmas if sigmas is None or isinstance(sigmas, str) else ",".join(map(str, sigmas)),
+            tables=make_scheduler(name, self.scheduler_config, num_inference_steps, sigmas=sigmas),
             seed=secrets.randbits(32) if seed is None else seed,
+            noise=noise,
             width=space.width if width is None else width,
             height=space.height if height is None else height,
             num_images=num_images,

@@ -16,9 +16,10 @@ from .arrays import F32
 from .images import GeneratedImage
 from .loop import Step, denoise
 from .metadata import Parameters
-from .noise import NumpyNoise
+from .noise import NOISES
 from .prompts import encode_prompts
 from .schedulers import Scheduler
+from .schedulers.config import pick
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -37,14 +38,17 @@ class Run:
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    sigmas: str | None
     tables: Scheduler
     seed: int
+    noise: str
     width: int
     height: int
     num_images: int
     latents: F32 | None
 
     def __post_init__(self) -> None:
+        pick("noise", self.noise, NOISES)
         multiple = self.pipeline.latent_space.pixels_per_latent
         for name in ("width", "height"):
             size = getattr(self, name)
@@ -77,7 +81,7 @@ class Run:
         prompts = [self.negative_prompt, self.prompt]
         embeds = encode_prompts(prompts, self.pipeline.tokenizer, bundle.engine("text_encoder"))
         negative_prompt_embeds, prompt_embeds = np.repeat(embeds[:, None], self.num_images, axis=1)
-        noise = NumpyNoise(self.seed, self.num_images)
+        noise = NOISES[self.noise](self.seed, self.num_images)
         latents = self.latents
         if latents is None:
             latents = noise.normal(self.pipeline.latent_space.shape(self.width, self.height))
@@ -103,8 +107,10 @@ class Run:
             negative_prompt=self.negative_prompt,
             num_inference_steps=self.num_inference_steps,
             scheduler=self.scheduler,
+            sigmas=self.sigmas,
             guidance_scale=self.guidance_scale,
             seed=self.seed + k if self.latents is None else None,
+            noise=self.noise,
             width=self.width,
             height=self.height,
             model=self.pipeline.bundle.manifest.source,

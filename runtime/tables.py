@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .doctor import Machine
     from .manifest import Manifest
     from .metadata import Parameters
+    from .schedulers import Sampler
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -80,6 +81,24 @@ def show_machine(machine: Machine, probes: Sequence[Probe]) -> None:
     for probe in probes:
         if probe.reason:
             console.print(f"\n{probe.backend} on {probe.device}: {printable(probe.reason)}\n    {probe.remedy}")
+
+
+def show_samplers(samplers: Iterable[Sampler]) -> None:
+    """A line for each sampler."""
+    header = ("name", "diffusers", "UNet calls a step", "draws noise", "sigmas", "paper")
+    yes_no = {True: "yes", False: "no"}
+    rows = [
+        (
+            sampler.name,
+            sampler.diffusers or "",
+            str(sampler.calls_per_step),
+            yes_no[sampler.draws_noise],
+            " ".join(sampler.sigmas),
+            sampler.paper,
+        )
+        for sampler in samplers
+    ]
+    _table(_console(), header, rows)
 
 
 def _console() -> Console:

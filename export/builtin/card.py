@@ -1,6 +1,7 @@
-"""Draws the figures of the model card: a grid of pictures, and the loss curves.
+"""Draws the figures of the model card and the documents with the built-in model.
 
     python -m edgediffusion.export.builtin.card grid OUT.png            64 prompts, seeds 0 to 63, no choice
+    python -m edgediffusion.export.builtin.card samplers OUT.png        one prompt, eight samplers, 5 to 50 steps
     python -m edgediffusion.export.builtin.card losses WORK OUT.png     needs matplotlib
 
 `grid` also prints for how many pictures the model's own CLIP finds the right one among the 64 prompts.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,22 +32,40 @@ PROMPTS = (
     "a mushroom, noto", "a gift box", "a pink flower, 3d", "a fire engine", "a pineapple, noto", "a monkey face",
     "a hot dog, 3d", "a globe", "a snail, noto", "a blue guitar", "a bear face, 3d", "a carrot", "a castle, noto",
 )  # fmt: skip
-COLUMNS = 8
+SAMPLERS = ("ddim", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lms")
+STEPS = (5, 10, 20, 50)
 CELL = (160, 152)
 
 
 def grid(out: Path) -> None:
     """Draw picture k with prompt k and seed k at the default settings."""
-    sheet = Image.new("RGB", (COLUMNS * CELL[0], len(PROMPTS) // COLUMNS * CELL[1]), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     with Pipeline.load() as pipeline:
         pictures = [pipeline(prompt, seed=seed)[0].image for seed, prompt in enumerate(PROMPTS)]
         sys.stdout.write(f"{_found(pipeline, pictures)} of {len(PROMPTS)} pictures are nearest to their own prompt\n")
-    for k, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):
-        left, top = k % COLUMNS * CELL[0], k // COLUMNS * CELL[1]
+    _sheet(pictures, PROMPTS, columns=8).save(out, optimize=True)
+
+
+def samplers(out: Path) -> None:
+    """Draw one noise with each sampler, a column each, with more steps from row to row."""
+    with Pipeline.load() as pipeline:
+        pictures = [
+            pipeline("a castle, noto", seed=0, scheduler=scheduler, num_inference_steps=steps)[0].image
+            for steps in STEPS
+            for scheduler in SAMPLERS
+        ]
+    captions = [f"{scheduler}, {steps} steps" for steps in STEPS for scheduler in SAMPLERS]
+    _sheet(pictures, captions, columns=len(SAMPLERS)).save(out, optimize=True)
+
+
+def _sheet(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int) -> Image.Image:
+    """Pictures row by row, each over its caption."""
+    sheet = Image.new("RGB", (columns * CELL[0], len(pictures) // columns * CELL[1]), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for k, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
+        left, top = k % columns * CELL[0], k // columns * CELL[1]
         sheet.paste(picture, (left + (CELL[0] - picture.width) // 2, top))
-        draw.text((left + CELL[0] // 2, top + 132), prompt, "black", font, anchor="ma")
-    sheet.save(out, optimize=True)
+        draw.text((left + CELL[0] // 2, top + 132), caption, "black", font, anchor="ma")
+    return sheet
 
 
 def _found(pipeline: Pipeline, pictures: list[Image.Image]) -> int:
@@ -73,5 +92,5 @@ def losses(work: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    figures: dict[str, Callable[..., None]] = {"grid": grid, "losses": losses}
+    figures: dict[str, Callable[..., None]] = {"grid": grid, "losses": losses, "samplers": samplers}
     figures[sys.argv[1]](*map(Path, sys.argv[2:]))

@@ -1,8 +1,8 @@
-"""What the loop asks of a sampler, and the small core that most samplers share."""
+"""What the loop asks of a sampler, and the small core that the samplers share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,13 +32,16 @@ class Scheduler(Protocol):
         """The starting noise is standard normal noise times this."""
         ...
 
-    @property
-    def draws_noise(self) -> bool:
-        """Whether `step` needs fresh standard normal noise."""
+    def draws_noise(self, i: int) -> bool:
+        """Whether `step` needs fresh standard normal noise at call `i`."""
         ...
 
     def scale_model_input(self, latents: F32, i: int) -> F32:
         """What the UNet is shown for `latents` (batch, 4, height, width) at call `i`."""
+        ...
+
+    def add_noise(self, x0: F32, noise: F32, i: int) -> F32:
+        """Latents to start with at call `i`, from clean latents and standard normal noise of the same shape."""
         ...
 
     def step(
@@ -50,78 +53,147 @@ class Scheduler(Protocol):
 
 # How the network's output gives x0, when latents = alpha * x0 + sigma * noise:  x0 = c[0] * latents + c[1] * output.
 # Networks are trained on latents with alpha^2 + sigma^2 = 1; `r` brings others there.
-# v_prediction: arXiv:2202.00512, appendix D.
-PREDICTION_TYPES: dict[str, Callable[[F64, F64], tuple[F64, F64]]] = {
-    "epsilon": lambda alpha, sigma: (1 / alpha, -sigma / alpha),
-    "v_prediction": lambda alpha, sigma: (alpha / (r := np.hypot(alpha, sigma)) ** 2, -sigma / r),
-    "sample": lambda alpha, sigma: (np.zeros_like(alpha), np.ones_like(alpha)),
+# v_prediction: arXiv:2202.00512, appendix D. flow_prediction: arXiv:2209.03003, alpha = 1 - sigma.
+PREDICTION_TYPES: dict[str, Callable[[F64, F64, F64], tuple[F64, F64]]] = {
+    "epsilon": lambda alpha, sigma, r: (1 / alpha, -sigma / alpha),
+    "v_prediction": lambda alpha, sigma, r: (alpha / r**2, -sigma / r),
+    "sample": lambda alpha, sigma, r: (np.zeros_like(alpha), np.ones_like(alpha)),
+    "flow_prediction": lambda alpha, sigma, r: (np.ones_like(alpha), -sigma),
 }
 
-Weights = tuple[tuple[float, ...], ...]
+Pairs = tuple[tuple[float, float], ...]
+Limit = Callable[[F32], F32]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One way to take a step: `weights` of the columns (latents, prediction, *history), and of fresh noise, if any.
+
+    `keep` are the columns that become the history, -1 the noise. A `corrector` is one more row of weights: what the
+    latents are replaced with before anything else.
+    """
+
+    weights: tuple[float, ...]
+    keep: tuple[int, ...] = ()
+    noise: float | None = None
+    corrector: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a sampler's mathematics is about: x0, the noise, or the derivative.
+
+    `table[i]` are the weights of the latents and of the network's output in it, at call `i`. A `limit` works on x0:
+    then the table gives x0, and `from_x0[i]` the prediction, where it is not x0 itself, from the latents and x0.
+    """
+
+    table: Pairs
+    limit: Limit | None = None
+    from_x0: Pairs | None = None
+
+    @classmethod
+    def derived(cls, to_x0: Pairs, from_x0: Pairs, limit: Limit | None = None) -> Prediction:
+        """One that is linear in x0; without a limit the two tables become one."""
+        if limit is not None:
+            return cls(to_x0, limit, from_x0)
+        return cls(tuple((a + b * c, b * d) for (a, b), (c, d) in zip(from_x0, to_x0, strict=True)))
+
+    def __call__(self, model_output: F32, i: int, latents: F32) -> F32:
+        """All shapes (batch, channels, height, width)."""
+        result = weighted_sum(self.table[i], (latents, model_output))
+        if self.limit is None:
+            return result
+        limited = self.limit(result)
+        return limited if self.from_x0 is None else weighted_sum(self.from_x0[i], (latents, limited))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LinearMultistep:
-    """A sampler whose step is a weighted sum of the latents and the x0 predicted now and before.
+class LinearSampler:
+    """A sampler whose step is a weighted sum of the latents, a prediction, and those of the steps before.
 
-    `weights[i][k]` are the weights of step i when k earlier x0 are at hand: of the latents, of x0, of the x0 before it.
-    `to_x0[i]` are the weights of the latents and of the network's output in x0. Tables are computed in float64; the
-    arithmetic of a step is in the latents' own dtype.
+    `moves[i][k]` is step i when k arrays of history are at hand; the last stands for more. `noising[i]` are the weights
+    of x0 and noise in the latents. Tables are computed in float64; a step is computed in the latents' own dtype.
     """
 
     timesteps: F32
     sigmas: F64
     init_noise_sigma: float
-    to_x0: tuple[tuple[float, float], ...]
-    weights: tuple[Weights, ...]
+    noising: Pairs
+    prediction: Prediction
+    moves: tuple[tuple[Move, ...], ...]
     input_scale: tuple[float, ...] | None = None
-    history_length: int = 0
-    draws_noise: bool = False
 
     def __post_init__(self) -> None:
         self.timesteps.setflags(write=False)
         self.sigmas.setflags(write=False)
 
+    def draws_noise(self, i: int) -> bool:
+        """See `Scheduler`."""
+        return any(move.noise is not None for move in self.moves[i])
+
     def scale_model_input(self, latents: F32, i: int) -> F32:
         """See `Scheduler`."""
         return latents if self.input_scale is None else latents * self.input_scale[i]
 
-    def predict_x0(self, model_output: F32, i: int, latents: F32) -> F32:
-        """The clean latents, as the network sees them at step `i`. All shapes (batch, channels, height, width)."""
-        of_latents, of_output = self.to_x0[i]
-        x0: F32 = of_output * model_output
-        if of_latents != 0:
-            x0 += of_latents * latents
-        return x0
+    def add_noise(self, x0: F32, noise: F32, i: int) -> F32:
+        """See `Scheduler`."""
+        return weighted_sum(self.noising[i], (x0, noise))
 
     def step(
         self, model_output: F32, i: int, latents: F32, history: tuple[F32, ...], noise: F32 | None
     ) -> tuple[F32, tuple[F32, ...]]:
-        """See `Scheduler`."""
-        history = (self.predict_x0(model_output, i, latents), *history)
-        choices = self.weights[i]
-        of_latents, *of_history = choices[min(len(history), len(choices)) - 1]
-        result: F32 = of_latents * latents
-        for weight, x0 in zip(of_history, history, strict=False):
-            result += weight * x0
-        return result, history[: self.history_length]
+        """See `Scheduler`.
+
+        Raises:
+            UsageError: there is no noise, or the step is in the middle of something, and the history is not that of the
+                step before.
+        """
+        moves = self.moves[i]
+        move = moves[min(len(history), len(moves) - 1)]
+        columns = (latents, self.prediction(model_output, i, latents), *history)
+        if len(columns) < len(move.weights):
+            raise UsageError(f"call {i} goes on from the call before it and needs its history; start at an earlier one")
+        if move.corrector is not None:
+            columns = (weighted_sum(move.corrector, columns), *columns[1:])
+        result = weighted_sum(move.weights, columns)
+        if move.noise is not None:
+            if noise is None:
+                raise UsageError(
+                    f"call {i} draws noise; wanted standard normal noise of shape {latents.shape}, got None"
+                )
+            result += move.noise * noise
+            columns = (*columns, noise)
+        return result, tuple(columns[k] for k in move.keep)
 
 
-def x0_table(config: SchedulerConfig, alphas: F64, sigmas: F64) -> tuple[tuple[float, float], ...]:
-    """`LinearMultistep.to_x0` for latents = alphas[i] * x0 + sigmas[i] * noise; shapes (calls,).
+def weighted_sum(weights: Sequence[float], columns: Sequence[F32]) -> F32:
+    """A new array: the sum of the columns, those of weight 0 left out. There may be more columns than weights."""
+    result: F32 = weights[0] * columns[0] if weights[0] != 0 else np.zeros_like(columns[0])
+    for weight, column in zip(weights[1:], columns[1:], strict=False):
+        if weight != 0:
+            result += weight * column
+    return result
+
+
+def x0_table(config: SchedulerConfig, alphas: F64, sigmas: F64) -> Pairs:
+    """Weights of the latents and of the network's output in x0, for latents = alphas[i] * x0 + sigmas[i] * noise.
 
     Raises:
-        UsageError: the prediction type is unknown, or says nothing of x0 where there is noise alone.
+        UsageError: the prediction type is unknown, says nothing of x0 where there is noise alone, or is of flows and
+            the sigmas are not.
     """
     convert = pick("prediction_type", config.prediction_type, PREDICTION_TYPES)
+    if config.prediction_type == "flow_prediction" and not config.use_flow_sigmas:
+        raise UsageError("scheduler config: prediction_type 'flow_prediction' needs use_flow_sigmas")
+    trained_scale = np.ones_like(alphas) if config.use_flow_sigmas else np.hypot(alphas, sigmas)
     with np.errstate(divide="ignore"):
-        of_latents, of_output = convert(alphas, sigmas)
+        of_latents, of_output = convert(alphas, sigmas, trained_scale)
     if not np.isfinite(of_output).all():
         raise UsageError(
             f"scheduler config: prediction_type {config.prediction_type!r} cannot start from zero SNR; "
             "use timestep_spacing 'leading', or a model trained for 'v_prediction'"
         )
-    return tuple(zip(of_latents.tolist(), of_output.tolist(), strict=True))
+    return pairs(of_latents, of_output)
 
 
 def first_order_weights(alphas: F64, sigmas: F64, next_alphas: F64, next_sigmas: F64) -> tuple[F64, F64]:
@@ -134,6 +206,11 @@ def first_order_weights(alphas: F64, sigmas: F64, next_alphas: F64, next_sigmas:
     return of_latents, next_alphas - of_latents * alphas
 
 
-def by_step(*columns: F64) -> Weights:
-    """Columns of shape (calls,) as one tuple of Python floats a step."""
-    return tuple(tuple(row) for row in np.stack(columns, axis=1).tolist())
+def pairs(of_latents: F64, of_other: F64) -> Pairs:
+    """Columns of shape (calls,) as one pair of Python floats a call."""
+    return tuple(zip(of_latents.tolist(), of_other.tolist(), strict=True))
+
+
+def single_moves(of_latents: F64, of_prediction: F64) -> tuple[tuple[Move, ...], ...]:
+    """The moves of a sampler that remembers nothing, from columns of shape (calls,)."""
+    return tuple((Move(row),) for row in pairs(of_latents, of_prediction))

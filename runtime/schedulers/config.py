@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from edgediffusion.engines.errors import UnknownName, UsageError
@@ -29,15 +29,44 @@ class SchedulerConfig:
     set_alpha_to_one: bool = True
     clip_sample: bool = True
     clip_sample_range: float = 1.0
-    use_karras_sigmas: bool = False
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
     sigma_min: float | None = None
     sigma_max: float | None = None
     final_sigmas_type: str = "zero"
+    algorithm_type: str = "dpmsolver++"
     solver_order: int = 2
     solver_type: str = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
     lambda_min_clipped: float = -math.inf
+    predict_x0: bool = True
+    disable_corrector: tuple[int, ...] = ()
+    skip_prk_steps: bool = False
+    variance_type: str | None = "fixed_small"
+    predictor_order: int = 2
+    corrector_order: int = 2
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
+    interpolation_type: str = "linear"
+    timestep_type: str = "discrete"
+    sigma_data: float = 0.5
+    rho: float = 7.0
+    # Flows: latents = (1 - sigma) * x0 + sigma * noise
+    use_flow_sigmas: bool = False
+    flow_shift: float = 1.0
+    shift: float = 1.0
+    use_dynamic_shifting: bool = False
+    time_shift_type: str = "exponential"
+    shift_terminal: float | None = None
+    invert_sigmas: bool = False
+    stochastic_sampling: bool = False
+    # Not in diffusers' files, where they are arguments of set_timesteps
+    sigmas: str | tuple[float, ...] | None = None
+    timesteps: tuple[float, ...] | None = None
+    mu: float | None = None
+    eta: float = 0.3
 
 
 COMMON = frozenset(
@@ -47,50 +76,47 @@ COMMON = frozenset(
         "beta_end",
         "beta_schedule",
         "trained_betas",
-        "rescale_betas_zero_snr",
         "prediction_type",
         "timestep_spacing",
         "steps_offset",
     }
 )
-_FIELDS = {field.name for field in dataclasses.fields(SchedulerConfig)}
-# Keys that only other samplers of diffusers read; its `from_config` drops them.
+# Keys that name a sigma schedule when they are true.
+SIGMA_FLAGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "lu",
+}
+_FIELDS = {entry.name for entry in dataclasses.fields(SchedulerConfig)}
+# Keys that change no number here, or that only other samplers of diffusers read; its `from_config` drops them.
 _ELSEWHERE = frozenset(
     {
-        "algorithm_type",
-        "disable_corrector",
-        "dynamic_thresholding_ratio",
-        "flow_shift",
-        "interpolation_type",
-        "original_inference_steps",
-        "predict_x0",
-        "rho",
-        "sample_max_value",
-        "shift_terminal",
-        "sigma_data",
+        "base_image_seq_len",
+        "base_shift",
+        "max_image_seq_len",
+        "max_shift",
+        "noise_sampler_seed",
         "sigma_schedule",
-        "skip_prk_steps",
         "solver_p",
-        "thresholding",
-        "time_shift_type",
-        "timestep_scaling",
-        "timestep_type",
-        "use_beta_sigmas",
-        "use_dynamic_shifting",
-        "use_exponential_sigmas",
-        "use_flow_sigmas",
-        "use_lu_lambdas",
-        "variance_type",
+        *SIGMA_FLAGS,
     }
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigReader:
-    """The keys of one sampler: those it `reads`, and those of which it `accepts` some values only."""
+    """The keys of one sampler: those it `reads`, and those of which it `accepts` some values only.
+
+    `sigmas` are the sigma schedules that it can use; the first is what it does unless told. `renamed` are values of
+    other samplers that diffusers takes for this one's.
+    """
 
     reads: frozenset[str]
     accepts: Mapping[str, tuple[Any, ...]]
+    sigmas: tuple[str, ...] = ("model",)
+    takes_lists: bool = False
+    renamed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     defaults: SchedulerConfig = SchedulerConfig()
 
     def __call__(self, config: Mapping[str, Any]) -> SchedulerConfig:
@@ -112,7 +138,32 @@ class ConfigReader:
                     f"scheduler config: key {key!r} ({value!r}) is not known and may change the picture; "
                     f"remove it, or pip install --upgrade edgediffusion"
                 )
-        return replace(self.defaults, **{key: value for key, value in given.items() if key in self.reads})
+        read = {key: value for key, value in given.items() if key in self.reads and key in _FIELDS}
+        for key, names in self.renamed.items():
+            if key in read:
+                read[key] = names.get(read[key], read[key])
+        return replace(self.defaults, **read, **self._schedule(given))
+
+    def _schedule(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields `sigmas` and `timesteps`."""
+        flags = [name for key, name in SIGMA_FLAGS.items() if key in self.reads and given.get(key)]
+        if len(flags) > 1:
+            raise UsageError(f"scheduler config: more than one sigma schedule: {', '.join(flags)}; wanted one")
+        sigmas, timesteps = given.get("sigmas"), given.get("timesteps")
+        if timesteps is not None and (sigmas is not None or flags):
+            raise UsageError("timesteps and a sigma schedule; wanted one of them")
+        for kind, values in (("sigmas", sigmas), ("timesteps", timesteps)):
+            if values is not None and not isinstance(values, str) and not self.takes_lists:
+                raise UsageError(f"a list of {kind} is not supported by this sampler; take another, such as euler")
+        if isinstance(sigmas, str) and sigmas not in self.sigmas:
+            known = ", ".join(self.sigmas)
+            raise UsageError(f"sigmas {sigmas!r} cannot be used by this sampler; it takes: {known}")
+        if sigmas is None:
+            sigmas = flags[0] if flags else self.sigmas[0]
+        return {
+            "sigmas": sigmas if isinstance(sigmas, str) else tuple(map(float, sigmas)),
+            "timesteps": None if timesteps is None else tuple(map(float, timesteps)),
+        }
 
 
 def pick(key: str, name: str, table: Mapping[str, T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgediffusion.engines.errors import UsageError
 
@@ -12,18 +13,18 @@ from ..arrays import F64
 from .config import SchedulerConfig, pick
 
 
-def _squaredcos_cap_v2(config: SchedulerConfig) -> F64:
+def _betas_for_alpha_bar(config: SchedulerConfig, alpha_bar: Callable[[F64], F64]) -> F64:
     # arXiv:2102.09672 eq. 17, betas capped at 0.999
-    t = np.linspace(0, 1, config.num_train_timesteps + 1)
-    alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
-    betas: F64 = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    power = alpha_bar(np.linspace(0, 1, config.num_train_timesteps + 1))
+    betas: F64 = np.minimum(1 - power[1:] / power[:-1], 0.999)
     return betas
 
 
 BETA_SCHEDULES: dict[str, Callable[[SchedulerConfig], F64]] = {
     "linear": lambda c: np.linspace(c.beta_start, c.beta_end, c.num_train_timesteps),
     "scaled_linear": lambda c: np.linspace(c.beta_start**0.5, c.beta_end**0.5, c.num_train_timesteps) ** 2,
-    "squaredcos_cap_v2": _squaredcos_cap_v2,
+    "squaredcos_cap_v2": lambda c: _betas_for_alpha_bar(c, lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2),
+    "exp": lambda c: _betas_for_alpha_bar(c, lambda t: np.exp(-12 * t)),
 }
 
 
@@ -89,23 +90,26 @@ def spaced_timesteps(
     return timesteps
 
 
-def karras_sigmas(config: SchedulerConfig, sigmas: F64, num_inference_steps: int) -> F64:
-    """arXiv:2206.00364 eq. 5 with rho = 7, between the config's sigma_max and sigma_min, else the ends of `sigmas`.
+def whole_timesteps(config: SchedulerConfig, num_inference_steps: int) -> NDArray[np.int64]:
+    """Descending timesteps of the training, rounded, shape (num_inference_steps,).
 
-    `sigmas` fall; so does the result, of shape (num_inference_steps,).
+    Raises:
+        UsageError: as `spaced_timesteps`, or steps_offset goes beyond the training.
     """
-    sigma_max = sigmas[0] if config.sigma_max is None else config.sigma_max
-    sigma_min = sigmas[-1] if config.sigma_min is None else config.sigma_min
-    rho = 7.0
-    return np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_inference_steps) ** rho
+    timesteps = spaced_timesteps(config, num_inference_steps).round().astype(np.int64)
+    if timesteps[0] >= config.num_train_timesteps:
+        raise UsageError(
+            f"num_inference_steps {num_inference_steps} with steps_offset {config.steps_offset} starts at timestep "
+            f"{timesteps[0]}, beyond the {config.num_train_timesteps} of the training; use fewer steps"
+        )
+    return timesteps
 
 
 def timesteps_at(sigmas: F64, train: F64) -> F64:
     """The (fractional) training timesteps at which the noise level is `sigmas`, interpolated in log sigma."""
-    return np.interp(np.log(sigmas), np.log(train), np.arange(len(train)))
-
-
-def with_final_sigma(config: SchedulerConfig, sigmas: F64, train: F64) -> F64:
-    """`sigmas` (calls,) and the level at which the run ends: (calls + 1,)."""
-    last = pick("final_sigmas_type", config.final_sigmas_type, {"zero": 0.0, "sigma_min": float(train[0])})
-    return np.append(sigmas, last)
+    log_train = np.log(train)
+    log_sigmas = np.log(np.maximum(sigmas, 1e-10))
+    low = np.clip(np.searchsorted(log_train, log_sigmas, side="right") - 1, 0, len(train) - 2)
+    w = np.clip((log_train[low] - log_sigmas) / (log_train[low] - log_train[low + 1]), 0, 1)
+    timesteps: F64 = (1 - w) * low + w * (low + 1)
+    return timesteps

@@ -22,6 +22,16 @@ SCHEDULERS = {
     "euler": diffusers.EulerDiscreteScheduler,
     "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
 }
+# Those that draw noise as they go, from the same generator, and what diffusers is told beside the class.
+STOCHASTIC: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "ddpm": (diffusers.DDPMScheduler, {}, {}),
+    "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}, {}),
+    "dpm2_a": (diffusers.KDPM2AncestralDiscreteScheduler, {}, {}),
+    "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, {}),
+    "sa_solver": (diffusers.SASolverScheduler, {}, {}),
+    "lcm": (diffusers.LCMScheduler, {}, {}),
+    "tcd": (diffusers.TCDScheduler, {}, {"eta": 0.3}),
+}
 STEPS = 20
 GUIDANCE = 7.5
 # Both compute in float32, so they differ where a value lies within 1e-5 of the edge between two of the 256 levels.
@@ -36,6 +46,7 @@ class Pair:
         self.ours = Pipeline.load(ours)
         self.theirs = load_pipeline(theirs)
         self.theirs.set_progress_bar_config(disable=True)
+        self.pipeline_config = self.theirs.scheduler.config
 
     def draw(
         self, prompt: str, scheduler: str, latents: NDArray[np.float32], **settings: Any
@@ -102,6 +113,23 @@ def test_a_batch_equals_its_pictures_one_by_one(tiny: Pair) -> None:
     for together, alone in zip(batch, singles, strict=True):
         assert psnr(np.asarray(together.image), np.asarray(alone.image)) >= MIN_PSNR
     assert psnr(np.asarray(batch[0].image), np.asarray(batch[1].image)) < MIN_PSNR
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS, *STOCHASTIC])
+def test_a_seed_is_that_of_diffusers(builtin: Pair, scheduler: str) -> None:
+    """With torch's random numbers, a batch from seed 3 is diffusers' from a list of generators of seeds 3 and 4."""
+    kind, config, arguments = STOCHASTIC.get(scheduler) or (SCHEDULERS[scheduler], {}, {})
+    builtin.theirs.scheduler = kind.from_config(builtin.pipeline_config, **config)
+    settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": GUIDANCE}
+    ours = builtin.ours("a red apple, 3d", scheduler=scheduler, seed=3, num_images=2, noise="torch-cpu", **settings)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in (3, 4)]
+    with quiet():
+        theirs = builtin.theirs(
+            "a red apple, 3d", num_images_per_prompt=2, generator=generators, **settings, **arguments
+        ).images
+    for picture, reference in zip(ours, theirs, strict=True):
+        assert_same(np.asarray(picture.image), np.asarray(reference))
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -66,7 +66,7 @@ def test_generate(bundle: str, folder: Path, capsys: Capture) -> None:
 def test_every_option_reaches_the_pipeline(bundle: str, folder: Path, capsys: Capture) -> None:
     options = (
         "--negative-prompt blurry --num-inference-steps 3 --scheduler ddim --guidance-scale 2.5 --seed 7 --size 24x16 "
-        "--num-images 2 --backend ort --device cpu -o out.png"
+        "--num-images 2 --noise torch-cpu --backend ort --device cpu -o out.png"
     )
     assert main(["generate", "a car", "--bundle", bundle, *options.split()]) == 0
     assert capsys.readouterr() == ("out-1.png\nout-2.png\n", "")
@@ -77,6 +77,7 @@ def test_every_option_reaches_the_pipeline(bundle: str, folder: Path, capsys: Ca
         scheduler="ddim",
         guidance_scale=2.5,
         seed=7,
+        noise="torch-cpu",
         width=24,
         height=16,
         num_images=2,
@@ -94,6 +95,33 @@ def test_an_empty_prompt_works(bundle: str, folder: Path) -> None:
 def test_a_prompt_that_looks_like_an_option(bundle: str, folder: Path) -> None:
     assert main(["generate", "--bundle", bundle, "--", "--seed"]) == 0
     assert read_parameters(folder / "seed.png").prompt == "--seed"
+
+
+@pytest.mark.parametrize("sigmas", ["karras", "14.0,1.5"])
+def test_sigmas(bundle: str, folder: Path, sigmas: str) -> None:
+    options = ["--num-inference-steps", "2", "--scheduler", "euler", "--sigmas", sigmas]
+    assert main(["generate", "x", "--bundle", bundle, "-o", "a.png", *options]) == 0
+    assert read_parameters(folder / "a.png").sigmas == sigmas
+
+
+def test_schedulers(capsys: Capture) -> None:
+    assert main(["schedulers"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:2] == ["name", "diffusers"]
+    assert ["heun", "HeunDiscreteScheduler", "2", "no", "model", "karras", "exponential"] in [
+        line[:7] for line in lines
+    ]
+    assert main(["schedulers", "--json"]) == 0
+    records = {record["name"]: record for record in json.loads(capsys.readouterr().out)}
+    assert records["euler_a"]["draws_noise"]
+    assert records["ddim"] == {
+        "name": "ddim",
+        "diffusers": "DDIMScheduler",
+        "sigmas": ["model"],
+        "calls_per_step": 1,
+        "draws_noise": False,
+        "paper": "arXiv:2010.02502",
+    }
 
 
 def test_nothing_is_overwritten_unless_forced(bundle: str, folder: Path, capsys: Capture) -> None:
@@ -116,6 +144,11 @@ def test_a_prompt_that_is_too_long_says_what_was_cut(bundle: str, folder: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("--noise torch", "unknown noise 'torch'; known: numpy, torch-cpu, torch-cuda"),
+        ("--sigmas carras", "unknown sigmas 'carras'; known: ays"),
+        ("--sigmas 2,1,x", "argument --sigmas: '2,1,x', wanted a name or numbers between commas, such as 14.6,2.5,0.4"),
+        ("--sigmas 2,1", "sigmas of 2 values; wanted num_inference_steps, 20"),
+        ("--scheduler ddim --sigmas beta", "sigmas 'beta' cannot be used by this sampler; it takes: model"),
         ("--scheduler eulerian", r"unknown scheduler 'eulerian'; known: .*ddim.*dpmpp_2m.*euler"),
         ("--size 100x128", r"width 100; wanted a positive multiple of 8"),
         ("--size 128x0", r"height 0; wanted a positive multiple of 8"),
@@ -335,7 +368,7 @@ def test_help_lists_every_command(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["draw"], r"unknown command 'draw'; known: bench, doctor, export, generate, inspect"),
+        (["draw"], r"unknown command 'draw'; known: bench, doctor, export, generate, inspect, schedulers"),
         (["--quiet"], r"unrecognized arguments: --quiet; see: edgediffusion --help"),
         (["generate"], r"the following arguments are required: prompt; see: edgediffusion generate --help"),
         (["inspect"], r"the following arguments are required: FILE_OR_BUNDLE; see: edgediffusion inspect --help"),

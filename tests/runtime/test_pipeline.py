@@ -14,6 +14,8 @@ from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, PromptTrunca
 from edgediffusion.runtime import pipeline as pipeline_module
 from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.metadata import read_parameters
+from edgediffusion.runtime.noise_torch import TorchCpuNoise
+from edgediffusion.runtime.schedulers import make_scheduler
 
 from .conftest import Opened
 
@@ -43,6 +45,7 @@ def test_a_picture_and_its_parameters(pipeline: Pipeline, tmp_path: Path) -> Non
         height=16,
         model="a test",
         version=f"edgediffusion {__version__}",
+        noise="numpy",
     )
     with pytest.raises(
         UsageError, match=r"apple\.jpg: pictures are saved as \.png; for another format use \.image\.save"
@@ -78,6 +81,26 @@ def test_a_batch_is_its_pictures_one_by_one(pipeline: Pipeline) -> None:
 def test_size(pipeline: Pipeline) -> None:
     (image,) = pipeline("a red apple", seed=0, width=24, height=8, num_inference_steps=1)
     assert image.image.size == (24, 8)
+
+
+def test_noise_of_torch(pipeline: Pipeline) -> None:
+    (picture,) = pipeline("a red apple", seed=3, noise="torch-cpu")
+    (same,) = pipeline("a red apple", latents=TorchCpuNoise(3).normal((4, 2, 2)))
+    np.testing.assert_array_equal(pixels([picture]), pixels([same]))
+    assert Parameters.from_json(picture.parameters.to_json()).noise == "torch-cpu"
+    with pytest.raises(UnknownName, match="unknown noise 'torch'; known: numpy, torch-cpu, torch-cuda"):
+        pipeline("a red apple", noise="torch")
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m"])
+def test_sigmas(pipeline: Pipeline, scheduler: str) -> None:
+    run = pipeline.steps("a red apple", seed=3, num_inference_steps=3, scheduler=scheduler, sigmas="karras")
+    karras = pipeline.scheduler_config | {"use_karras_sigmas": True}
+    assert run.tables.sigmas.tolist() == make_scheduler(scheduler, karras, 3).sigmas.tolist()
+    (picture,) = pipeline("x", num_inference_steps=3, scheduler=scheduler, sigmas=[14.0, 3.5, 0.5])
+    assert Parameters.from_json(picture.parameters.to_json()).sigmas == "14.0,3.5,0.5"
+    with pytest.raises(UnknownName, match="unknown sigmas 'carras'; known: ays"):
+        pipeline("a red apple", scheduler=scheduler, sigmas="carras")
 
 
 def test_latents_stand_for_the_seeds_noise(pipeline: Pipeline) -> None:
@@ -155,10 +178,15 @@ def test_a_noisy_sampler_is_given_noise(pipeline: Pipeline) -> None:
         timesteps = np.array([9, 4], np.float32)
         sigmas = np.array([2.0, 1.0, 0.0])
         init_noise_sigma = 1.0
-        draws_noise = True
+
+        def draws_noise(self, i: int) -> bool:
+            return True
 
         def scale_model_input(self, latents: Any, i: int) -> Any:
             return latents
+
+        def add_noise(self, x0: Any, noise: Any, i: int) -> Any:
+            return noise
 
         def step(self, model_output: Any, i: int, latents: Any, history: tuple[Any, ...], noise: Any) -> Any:
             return noise, ()
@@ -213,9 +241,9 @@ def test_arguments_that_cannot_be_used(pipeline: Pipeline, opened: Opened, argum
 
 def test_an_unknown_scheduler_lists_the_known(pipeline: Pipeline) -> None:
     with pytest.raises(
-        UnknownName, match=r"unknown scheduler 'heun'; known: DDIMScheduler, DPMSolverMultistepSch.*euler"
+        UnknownName, match=r"unknown scheduler 'eulerian'; known: DDIMScheduler, DDPMScheduler, .*euler"
     ):
-        pipeline("a red apple", scheduler="heun")
+        pipeline("a red apple", scheduler="eulerian")
 
 
 def test_a_scheduler_config_of_no_class(pipeline: Pipeline) -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from edgediffusion.engines.errors import UnknownName, UsageError
-from edgediffusion.runtime.schedulers import SCHEDULERS
+from edgediffusion.runtime.schedulers import SAMPLERS, SCHEDULERS, Sampler, make_scheduler, short_name, start_call
 from edgediffusion.runtime.schedulers.euler import read_config
+
+SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @pytest.mark.parametrize(
@@ -18,7 +20,7 @@ from edgediffusion.runtime.schedulers.euler import read_config
             "euler",
             {"beta_schedule": "sigmoid"},
             4,
-            r"unknown beta_schedule 'sigmoid'; known: linear, scaled_linear, squa",
+            "unknown beta_schedule 'sigmoid'; known: exp, linear, scaled_linear, squaredcos_cap_v2",
         ),
         (
             "euler",
@@ -30,10 +32,10 @@ from edgediffusion.runtime.schedulers.euler import read_config
             "ddim",
             {"prediction_type": "flow"},
             4,
-            "unknown prediction_type 'flow'; known: epsilon, sample, v_prediction",
+            "unknown prediction_type 'flow'; known: epsilon, flow_prediction, sample, v_prediction",
         ),
         ("euler", {"final_sigmas_type": "one"}, 4, "unknown final_sigmas_type 'one'; known: sigma_min, zero"),
-        ("dpmpp_2m", {"solver_type": "bh3"}, 4, "unknown solver_type 'bh3'; known: bh1, bh2, heun, logrho, midpoint"),
+        ("dpmpp_2m", {"solver_type": "bh3"}, 4, "unknown solver_type 'bh3'; known: heun, midpoint"),
     ],
 )
 def test_an_unknown_choice_lists_the_known(name: str, config: Mapping[str, Any], steps: int, message: str) -> None:
@@ -46,13 +48,69 @@ def test_an_unknown_choice_lists_the_known(name: str, config: Mapping[str, Any],
     [
         (
             "euler",
-            {"timestep_type": "continuous"},
-            "timestep_type 'continuous' is not supported here; known: 'discrete'",
+            {"timestep_type": "lumpy"},
+            "timestep_type 'lumpy' is not supported here; known: 'discrete', 'continuous'",
         ),
-        ("euler", {"use_beta_sigmas": True}, "use_beta_sigmas True is not supported here; known: False, None"),
-        ("ddim", {"thresholding": True}, "thresholding True is not supported here; known: False"),
-        ("dpmpp_2m", {"solver_order": 3}, "solver_order 3 is not supported here; known: 1, 2"),
-        ("dpmpp_2m", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type 'sde-dpmsolver..' is not supported here"),
+        ("euler", {"interpolation_type": "log_linear"}, "interpolation_type 'log_linear' is not supported here"),
+        ("dpmpp_2m", {"solver_order": 4}, "solver_order 4 is not supported here; known: 1, 2, 3"),
+        ("dpmpp_2m", {"algorithm_type": "rk"}, "unknown algorithm_type 'rk'; known: dpmsolver, dpmsolver.., sde-"),
+        ("dpmpp_2m", {"algorithm_type": "dpmsolver"}, "cannot end at final_sigmas_type 'zero'; set it to 'sigma_min'"),
+        (
+            "dpmpp_2m",
+            {
+                "algorithm_type": "sde-dpmsolver",
+                "solver_order": 3,
+                "final_sigmas_type": "sigma_min",
+                "lower_order_final": False,
+            },
+            "algorithm_type 'sde-dpmsolver' has no solver_order 3; wanted 1 or 2",
+        ),
+        (
+            "dpmpp_2s",
+            {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
+            "unknown algorithm_type 'sde-dpmsolver'; known: dpmsolver, dpmsolver..",
+        ),
+        (
+            "dpmpp_2s",
+            {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "thresholding": True},
+            "thresholding needs algorithm_type 'dpmsolver..' or",
+        ),
+        (
+            "edm_dpmpp_2m",
+            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+            "algorithm_type 'sde-dpmsolver..' has no solver_order 3 here; wanted 1 or 2",
+        ),
+        (
+            "dpm2",
+            {"prediction_type": "sample"},
+            "prediction_type 'sample' is not supported by dpm2; take euler or heun",
+        ),
+        ("euler", {"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction' needs use_flow_sigmas"),
+        ("flow_euler", {"use_dynamic_shifting": True}, "use_dynamic_shifting needs a number mu beside it; it has none"),
+        (
+            "flow_euler",
+            {"use_dynamic_shifting": True, "mu": 1.0, "time_shift_type": "square"},
+            "unknown time_shift_type 'square'; known: exponential, linear",
+        ),
+        (
+            "euler",
+            {"use_karras_sigmas": True, "use_beta_sigmas": True},
+            "more than one sigma schedule: karras, beta; wanted one",
+        ),
+        ("ddim", {"sigmas": "karras"}, "sigmas 'karras' cannot be used by this sampler; it takes: model"),
+        ("ddim", {"sigmas": [2.0, 1.0]}, "a list of sigmas is not supported by this sampler; take another, such as eu"),
+        ("edm_euler", {"timesteps": [4, 3, 2, 1]}, "a list of timesteps is not supported by this sampler; give a list"),
+        ("dpmpp_2m", {"use_flow_sigmas": True, "sigmas": "beta"}, "sigmas 'beta' cannot be used with use_flow_sigmas"),
+        ("unipc", {"use_flow_sigmas": True, "sigmas": "beta"}, "use_flow_sigmas by unipc; it takes: karras, model"),
+        ("euler", {"sigmas": [2.0, 1.0]}, "sigmas of 2 values; wanted num_inference_steps, 4"),
+        (
+            "euler",
+            {"sigmas": [4.0, 1.0, 2.0, 0.5]},
+            "sigmas 4.0, 1.0, 2.0, 0.5; wanted finite numbers above 0 that fall",
+        ),
+        ("euler", {"timesteps": [1000, 9, 8, 7]}, "timesteps from 1000 to 7; wanted from below 1000 to 0 or more"),
+        ("euler", {"sigmas": "beta", "timesteps": [4, 3, 2, 1]}, "timesteps and a sigma schedule; wanted one of them"),
+        ("pndm", {"steps_offset": 900, "skip_prk_steps": True}, "needs timestep 1650, beyond the 1000 of the training"),
         ("euler", {"warp": 2}, r"key 'warp' \(2\) is not known and may change the picture; remove it, or pip install"),
         (
             "ddim",
@@ -69,7 +127,9 @@ def test_what_would_change_the_numbers_is_refused(name: str, config: Mapping[str
 @pytest.mark.parametrize("steps", [-1, 0, 1001])
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_steps_out_of_range(name: str, steps: int) -> None:
-    with pytest.raises(UsageError, match=f"num_inference_steps {steps}; wanted 1 to 1000"):
+    with pytest.raises(
+        UsageError, match=f"num_inference_steps {steps}; wanted 1 to (1000|original_inference_steps, 50)"
+    ):
         SCHEDULERS[name]({}, steps)
 
 
@@ -83,7 +143,7 @@ def test_steps_that_start_beyond_the_training() -> None:
         SCHEDULERS["ddim"]({"steps_offset": 1}, 1000)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "euler"])
 def test_keys_that_change_nothing_pass(name: str) -> None:
     plain = SCHEDULERS[name]({}, 5)
     config = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "future": None, "other": False, "rho": 7.0}
@@ -97,8 +157,81 @@ def test_values_that_were_defaults_give_way_to_this_samplers_own() -> None:
 
 
 @pytest.mark.parametrize("steps", [61, 103, 998])
-@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "euler"])
 def test_trailing_spacing_has_no_step_too_many(name: str, steps: int) -> None:
     scheduler = SCHEDULERS[name]({"timestep_spacing": "trailing"}, steps)
     assert scheduler.timesteps.shape == (steps,)
     assert scheduler.timesteps[-1] >= 0
+
+
+def test_pndm_has_four_steps_for_runge_kutta() -> None:
+    with pytest.raises(UsageError, match="num_inference_steps 3; pndm without skip_prk_steps wants 4 or more"):
+        SCHEDULERS["pndm"]({}, 3)
+
+
+def test_an_unknown_sampler_or_schedule_lists_the_known() -> None:
+    with pytest.raises(UnknownName, match=r"unknown scheduler 'eular'; known: .*euler.*unipc"):
+        make_scheduler("eular", {}, 4)
+    with pytest.raises(UnknownName, match="unknown sigmas 'carras'; known: ays, ays_sdxl, beta, exponential, karras"):
+        make_scheduler("euler", {}, 4, sigmas="carras")
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if len(s.sigmas) > 1], ids=lambda sampler: sampler.name)
+def test_every_schedule_of_a_sampler_can_be_used(sampler: Sampler) -> None:
+    lengths = set()
+    for sigmas in sampler.sigmas:
+        scheduler = make_scheduler(sampler.name, {}, 10, sigmas=sigmas)
+        levels = scheduler.sigmas[:: sampler.calls_per_step]
+        assert (np.diff(levels) <= 0).all()
+        assert levels[0] > 1.5 * levels[5]
+        lengths.add(len(scheduler.timesteps))
+    assert len(lengths) == 1
+
+
+def test_a_schedule_by_name_is_the_flag_of_the_config() -> None:
+    for name, flag in (("karras", "use_karras_sigmas"), ("beta", "use_beta_sigmas"), ("lu", "use_lu_lambdas")):
+        by_name = make_scheduler("dpmpp_2m", {"use_exponential_sigmas": True}, 10, sigmas=name)
+        np.testing.assert_array_equal(by_name.sigmas, make_scheduler("dpmpp_2m", {flag: True}, 10).sigmas)
+    own = make_scheduler("dpmpp_2m", {"use_karras_sigmas": True}, 10, sigmas="model")
+    np.testing.assert_array_equal(own.sigmas, make_scheduler("dpmpp_2m", {}, 10).sigmas)
+    named = make_scheduler("dpmpp_2m_karras", {}, 10)
+    np.testing.assert_array_equal(named.sigmas, make_scheduler("dpmpp_2m", {}, 10, sigmas="karras").sigmas)
+
+
+def test_sigmas_as_a_list_are_taken_as_they_are() -> None:
+    sigmas = [14.0, 3.0, 0.5]
+    for given in (sigmas, [*sigmas, 0.0]):
+        for name in ("euler", "dpmpp_2m", "lms"):
+            np.testing.assert_allclose(make_scheduler(name, {}, 3, sigmas=given).sigmas, [*sigmas, 0.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", SCHEDULERS)
+def test_both_names_of_a_sampler_have_one_short_name(make: str) -> None:
+    assert SCHEDULERS[short_name(make)] is SCHEDULERS[make]
+
+
+def test_known_levels() -> None:
+    """Of other programs: the tables of arXiv:2404.14507, and ComfyUI's for SD1.5 (sigmas 14.6146 to 0.0292)."""
+    ays = make_scheduler("euler", SD15, 10, sigmas="ays").sigmas
+    assert ays[[0, 1, 9, 10]].tolist() == pytest.approx([14.615, 6.475, 0.152, 0])
+    simple = make_scheduler("euler", SD15, 4, sigmas="simple")
+    assert simple.timesteps.tolist() == pytest.approx([999, 749, 499, 249], abs=1e-3)
+    uniform = make_scheduler("euler", SD15, 3, sigmas="sgm_uniform")
+    assert uniform.timesteps.tolist() == pytest.approx([999, 666, 333], abs=1e-3)
+    optimal = make_scheduler("euler", SD15, 3, sigmas="kl_optimal").sigmas
+    ends = np.arctan([14.61464, 0.029168])
+    assert optimal[:3].tolist() == pytest.approx([14.61464, np.tan(ends.mean()), 0.029168], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "strength", "start"),
+    [("euler", 10, 1.0, 0), ("ddim", 10, 0.75, 3), ("heun", 10, 0.75, 6), ("euler", 10, 0.0, 10), ("plms", 3, 0.5, 2)],
+)
+def test_the_call_at_which_image_to_image_starts(name: str, steps: int, strength: float, start: int) -> None:
+    assert start_call(name, steps, strength) == start
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_out_of_range(strength: float) -> None:
+    with pytest.raises(UsageError, match=f"strength {strength}; wanted 0 to 1"):
+        start_call("euler", 10, strength)

@@ -1,0 +1,1 @@
+"""Samplers against diffusers, step by step."""
