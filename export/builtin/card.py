@@ -1,7 +1,7 @@
 """Draws the figures of the model card and the documents with the built-in model.
 
     python -m edgediffusion.export.builtin.card grid OUT.png            64 prompts, seeds 0 to 63, no choice
-    python -m edgediffusion.export.builtin.card samplers OUT.png        one prompt, eight samplers, 5 to 50 steps
+    python -m edgediffusion.export.builtin.card samplers OUT.png        one prompt, eight samplers, guidance 2
     python -m edgediffusion.export.builtin.card losses WORK OUT.png     needs matplotlib
 
 `grid` also prints for how many pictures the model's own CLIP finds the right one among the 64 prompts.
@@ -49,11 +49,11 @@ def samplers(out: Path) -> None:
     """Draw one noise with each sampler, a column each, with more steps from row to row."""
     with Pipeline.load() as pipeline:
         pictures = [
-            pipeline("a castle, noto", seed=0, scheduler=scheduler, num_inference_steps=steps)[0].image
-            for steps in STEPS
-            for scheduler in SAMPLERS
+            pipeline("a castle, noto", seed=0, scheduler=s, num_inference_steps=n, guidance_scale=2)[0].image
+            for n in STEPS
+            for s in SAMPLERS
         ]
-    captions = [f"{scheduler}, {steps} steps" for steps in STEPS for scheduler in SAMPLERS]
+    captions = [f"{s}, {n} steps" for n in STEPS for s in SAMPLERS]
     _sheet(pictures, captions, columns=len(SAMPLERS)).save(out, optimize=True)
 
 
