@@ -26,6 +26,7 @@ from diffusers.schedulers import (
 )
 from numpy.typing import NDArray
 
+from edgediffusion.bench.parity.cases import SD15, SPACINGS, STEPS
 from edgediffusion.engines.errors import UsageError
 from edgediffusion.runtime.schedulers import SCHEDULERS
 
@@ -48,22 +49,9 @@ MODULES = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {name: {} for name in MODULES}
 SETTINGS["DPMSolverMultistepScheduler"] = {"algorithm_type": "sde-dpmsolver++"}
-STEPS = (1, 2, 3, 5, 10, 25, 50)
-SPACINGS = ("leading", "linspace", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Both compute in float64, but for LCM's scalings at the boundary, which diffusers has in float32 from whole timesteps.
 RTOL = dict.fromkeys(MODULES, 1e-10) | {"LCMScheduler": 1e-6}
-SD15 = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-    "skip_prk_steps": True,
-    "trained_betas": None,
-}
 SHAPE = (2, 4, 3, 3)
 
 
