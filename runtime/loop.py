@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from edgediffusion.engines.base import Engine
-
 from .arrays import F32
-from .guidance import guide
 from .noise import NoiseSource
 from .schedulers import Scheduler
+
+# (scaled latents, timestep, index of the call) -> noise_pred; what conditions it, and how, is its own business.
+# Shapes (batch, channels, height, width), (1,) and the first one again. See `denoiser.py`.
+Predict = Callable[[F32, F32, int], F32]
 
 
 @dataclass(frozen=True)
@@ -29,31 +28,23 @@ class Step:
 
 
 def denoise(
-    unet: Engine,
+    predict: Predict,
     scheduler: Scheduler,
     latents: F32,
-    prompt_embeds: F32,
-    negative_prompt_embeds: F32,
-    guidance_scale: float,
     noise: NoiseSource,
     *,
     start: int = 0,
+    stop: int | None = None,
     history: tuple[F32, ...] = (),
 ) -> Iterator[Step]:
     """Yield after each step; the caller shows progress, decodes previews, or stops.
 
-    `latents` are noise times `scheduler.init_noise_sigma`, or those at step `start`. Embeddings are (n, 77, width).
+    `latents` are noise times `scheduler.init_noise_sigma`, or those at call `start`. `stop` is the first call that is
+    left out; None is after the last.
     """
-    guided = guidance_scale > 1  # else the negative prompt has no say, and half the work is saved
-    embeds = np.concatenate([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
-    bound_unet = unet.bind({"encoder_hidden_states": embeds})
-    for i in range(start, len(scheduler.timesteps)):
+    for i in range(start, len(scheduler.timesteps) if stop is None else stop):
         timestep = scheduler.timesteps[i : i + 1]
-        sample = scheduler.scale_model_input(latents, i)
-        sample = np.concatenate([sample, sample]) if guided else sample
-        noise_pred = bound_unet({"sample": sample, "timestep": timestep})["out_sample"]
-        if guided:
-            noise_pred = guide(noise_pred, guidance_scale)
+        noise_pred = predict(scheduler.scale_model_input(latents, i), timestep, i)
         fresh = noise.normal(latents.shape[1:]) if scheduler.draws_noise(i) else None
         latents, history = scheduler.step(noise_pred, i, latents, history, fresh)
         yield Step(i, float(timestep[0]), latents, history)

@@ -13,6 +13,8 @@ from edgediffusion import __version__
 from edgediffusion.engines.errors import UsageError
 
 from .arrays import F32
+from .denoiser import Denoiser
+from .guidance import classifier_free
 from .images import GeneratedImage
 from .loop import Step, denoise
 from .metadata import Parameters
@@ -85,15 +87,10 @@ class Run:
         latents = self.latents
         if latents is None:
             latents = noise.normal(self.pipeline.latent_space.shape(self.width, self.height))
-        return denoise(
-            bundle.engine("unet"),
-            self.tables,
-            latents.astype(np.float32) * self.tables.init_noise_sigma,
-            prompt_embeds,
-            negative_prompt_embeds,
-            self.guidance_scale,
-            noise,
-        )
+        guidance = classifier_free(self.guidance_scale)
+        constants = {"encoder_hidden_states": guidance.rows(prompt_embeds, negative_prompt_embeds)}
+        predict = Denoiser.over(bundle.engine("unet"), guidance, constants)
+        return denoise(predict, self.tables, latents.astype(np.float32) * self.tables.init_noise_sigma, noise)
 
     def images(self, latents: F32) -> list[GeneratedImage]:
         """Pictures of the latents of one of the steps, with their parameters."""

@@ -13,6 +13,8 @@ from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, PromptTruncated, denoise
 from edgediffusion.runtime import pipeline as pipeline_module
 from edgediffusion.runtime.arrays import F32
+from edgediffusion.runtime.denoiser import Denoiser
+from edgediffusion.runtime.guidance import NO_GUIDANCE
 from edgediffusion.runtime.metadata import read_parameters
 from edgediffusion.runtime.noise_torch import TorchCpuNoise
 from edgediffusion.runtime.schedulers import make_scheduler
@@ -164,16 +166,20 @@ def test_a_run_resumed_in_the_middle(pipeline: Pipeline, opened: Opened) -> None
     whole = list(run)
     embeds = opened.calls[1][1]["encoder_hidden_states"]
     for cut in whole[:-1]:
-        unet, noise = pipeline.bundle.engine("unet"), NumpyNoise(0)
-        rest = denoise(
-            unet, run.tables, cut.latents, embeds, embeds, 1, noise, start=cut.index + 1, history=cut.history
-        )
-        *_, last = rest
+        predict = Denoiser.over(pipeline.bundle.engine("unet"), NO_GUIDANCE, {"encoder_hidden_states": embeds})
+        *_, last = denoise(predict, run.tables, cut.latents, NumpyNoise(0), start=cut.index + 1, history=cut.history)
         assert last.index == 5
         np.testing.assert_array_equal(last.latents, whole[-1].latents)
 
 
-def test_a_noisy_sampler_is_given_noise(pipeline: Pipeline) -> None:
+def test_a_run_stopped_early(pipeline: Pipeline) -> None:
+    run = pipeline.steps("a red apple", seed=0, num_inference_steps=6)
+    latents = NumpyNoise(0).normal((4, 2, 2))
+    steps = denoise(lambda sample, timestep, i: sample, run.tables, latents, NumpyNoise(0), start=2, stop=4)
+    assert [step.index for step in steps] == [2, 3]
+
+
+def test_a_noisy_sampler_is_given_noise() -> None:
     class Noisy:
         timesteps = np.array([9, 4], np.float32)
         sigmas = np.array([2.0, 1.0, 0.0])
@@ -191,9 +197,7 @@ def test_a_noisy_sampler_is_given_noise(pipeline: Pipeline) -> None:
         def step(self, model_output: Any, i: int, latents: Any, history: tuple[Any, ...], noise: Any) -> Any:
             return noise, ()
 
-    embeds = np.zeros((2, 77, 8), np.float32)
-    latents = np.zeros((2, 4, 2, 2), np.float32)
-    run = denoise(pipeline.bundle.engine("unet"), Noisy(), latents, embeds, embeds, 1, NumpyNoise(7, 2))
+    run = denoise(lambda sample, timestep, i: sample, Noisy(), np.zeros((2, 4, 2, 2), np.float32), NumpyNoise(7, 2))
     stream = NumpyNoise(7, 2)
     for step in run:
         np.testing.assert_array_equal(step.latents, stream.normal((4, 2, 2)))
