@@ -157,7 +157,7 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("-o", "--output", type=Path, metavar="FILE", help="the PNG to write; named after the prompt when left out")
     add("--force", action="store_true", help="overwrite FILE; else the next free number is added to its name")
     add("--negative-prompt", type=_text, default="", metavar="TEXT", help="what not to draw")
-    add("--num-inference-steps", type=int, default=20, metavar="N", help="default: %(default)s")
+    add("--num-inference-steps", type=int, metavar="N", help="default: what suits the model")
     add("--scheduler", metavar="NAME", help="see: edgediffusion schedulers; default: the model's own")
     add(
         "--sigmas",
@@ -165,7 +165,7 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="a sigma schedule, or numbers between commas; default: the model's",
     )
-    add("--guidance-scale", type=float, default=7.5, metavar="X", help="default: %(default)s; 1 is no guidance")
+    add("--guidance-scale", type=float, metavar="X", help="default: what suits the model; 1 is no guidance")
     add("--seed", type=int, metavar="N", help="default: a random one; the picture remembers it")
     add("--noise", default="numpy", metavar="NAME", help="numpy, torch-cpu or torch-cuda; default: %(default)s")
     add(

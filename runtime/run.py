@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,14 +16,15 @@ from edgediffusion.engines.errors import UsageError
 
 from .arrays import F32
 from .denoiser import Denoiser
-from .guidance import classifier_free
 from .images import GeneratedImage
 from .loop import Step, denoise
 from .metadata import Parameters
 from .noise import NOISES
+from .pipelines import PIPELINES
 from .prompts import encode_prompts
-from .schedulers import Scheduler
+from .schedulers import Scheduler, make_scheduler, short_name
 from .schedulers.config import pick
+from .settings import Settings
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 class Run:
     """Iterate over it for its steps, as often as you like: each time it starts anew. `len` is the number of steps.
 
-    The fields are the arguments of `Pipeline.steps` with every choice made; `tables` are the scheduler's.
+    The fields are `Settings` with every choice made; `tables` are the scheduler's. `plan` makes one.
     """
 
     pipeline: Pipeline
@@ -79,18 +82,16 @@ class Run:
         Warns:
             PromptTruncated: a prompt has more tokens than the text encoder reads.
         """
-        bundle = self.pipeline.bundle
+        bundle, task = self.pipeline.bundle, PIPELINES["text2image"]
         prompts = [self.negative_prompt, self.prompt]
         embeds = encode_prompts(prompts, self.pipeline.tokenizer, bundle.engine("text_encoder"))
         negative_prompt_embeds, prompt_embeds = np.repeat(embeds[:, None], self.num_images, axis=1)
-        noise = NOISES[self.noise](self.seed, self.num_images)
-        latents = self.latents
-        if latents is None:
-            latents = noise.normal(self.pipeline.latent_space.shape(self.width, self.height))
-        guidance = classifier_free(self.guidance_scale)
+        guidance = task.guidance(self)
         constants = {"encoder_hidden_states": guidance.rows(prompt_embeds, negative_prompt_embeds)}
         predict = Denoiser.over(bundle.engine("unet"), guidance, constants)
-        return denoise(predict, self.tables, latents.astype(np.float32) * self.tables.init_noise_sigma, noise)
+        noise = NOISES[self.noise](self.seed, self.num_images)
+        start = task.begin(self, noise)
+        return denoise(predict, self.tables, start.latents, noise, start=start.call)
 
     def images(self, latents: F32) -> list[GeneratedImage]:
         """Pictures of the latents of one of the steps, with their parameters."""
@@ -113,3 +114,29 @@ class Run:
             model=self.pipeline.bundle.manifest.source,
             version=f"edgediffusion {__version__}",
         )
+
+
+def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settings) -> Run:
+    """A run with every choice made: what is not in `settings` is the family's, the bundle's, or a default.
+
+    Raises:
+        UsageError: an argument that cannot be used.
+    """
+    space = pipeline.latent_space
+    defaults = {"noise": "numpy", "width": space.width, "height": space.height, "num_images": 1, "latents": None}
+    defaults |= dataclasses.asdict(pipeline.bundle.family.defaults)
+    chosen: dict[str, Any] = defaults | {key: value for key, value in settings.items() if value is not None}
+    name = short_name(chosen.pop("scheduler", pipeline.scheduler_config.get("_class_name", "")))
+    sigmas = chosen.pop("sigmas", None)
+    seed = chosen.pop("seed", None)
+    return Run(
+        pipeline=pipeline,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        scheduler=name,
+        sigmas=sigmas if sigmas is None or isinstance(sigmas, str) else ",".join(map(str, sigmas)),
+        tables=make_scheduler(name, pipeline.scheduler_config, chosen["num_inference_steps"], sigmas=sigmas),
+        seed=secrets.randbits(32) if seed is None else seed,
+        guidance_scale=float(chosen.pop("guidance_scale")),
+        **chosen,
+    )

@@ -17,6 +17,14 @@ class Component:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a run of the family does unless told; the names are those of `settings.Settings`."""
+
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A model family.
 
@@ -27,3 +35,4 @@ class Family:
     pipeline_classes: tuple[str, ...]
     components: tuple[Component, ...]
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Defaults = Defaults()

@@ -1,0 +1,34 @@
+"""What a run can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from .arrays import F32
+
+
+class Settings(TypedDict, total=False):
+    """The keyword arguments of a run. One that is left out, or None, is the default.
+
+    num_inference_steps: 1 to the model's num_train_timesteps; the default is the family's.
+    guidance_scale: how strongly the prompt is followed; 1 or less is no guidance, at half the work. The family's.
+    scheduler: a name in `SCHEDULERS`; by default the bundle's own.
+    sigmas: a name in `SIGMA_SCHEDULES`, or one falling noise level a step; by default what the bundle says.
+    seed: 0 or more; picture k has the noise of seed + k. By default one at random.
+    noise: a name in `NOISES`: whose random numbers the seed stands for; torch's give what diffusers draws. NumPy's.
+    width, height: in pixels, multiples of 8; by default the size that the model was made for.
+    num_images: pictures drawn together, 1 or more.
+    latents: standard normal noise to start from, (num_images, 4, height / 8, width / 8), instead of the seed's.
+    """
+
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    scheduler: str | None
+    sigmas: str | Sequence[float] | None
+    seed: int | None
+    noise: str | None
+    width: int | None
+    height: int | None
+    num_images: int | None
+    latents: F32 | None
