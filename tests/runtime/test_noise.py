@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.noise import NOISES
 from edgediffusion.runtime.noise_torch import TorchCpuNoise, TorchCudaNoise, philox
+
+# What torch drew on a GPU: written there by bench/scripts/record_cuda_noise.py.
+GOLDEN = Path(__file__).parents[1] / "golden" / "torch_cuda_noise.json"
 
 
 @pytest.mark.parametrize("name", NOISES)
@@ -135,3 +143,33 @@ def test_a_grid_that_is_too_small_goes_round() -> None:
     assert noise.normal((1,))[0, 0] == pytest.approx(radius * np.sin(angle), abs=2e-6)
     small, large = (TorchCudaNoise(3, multiprocessors=m).normal((4, 64, 64)) for m in (40, 132))
     np.testing.assert_array_equal(small, large)
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, Any]:
+    if not GOLDEN.exists():
+        pytest.skip(f"{GOLDEN.name} was not recorded")
+    return dict(json.loads(GOLDEN.read_text(encoding="utf-8")))
+
+
+def test_cuda_integers_are_those_of_a_gpu_bit_for_bit(recorded: dict[str, Any]) -> None:
+    for record in recorded["seeds"]:
+        theirs = np.frombuffer(base64.b64decode(record["int64"]), np.uint64)
+        # A thread for each value, made of the first two of the four words, the high half first.
+        words = philox(record["seed"], np.zeros(1, np.uint64), np.arange(len(theirs), dtype=np.uint64))
+        ours = words[0].astype(np.uint64) << np.uint64(32) | words[1]
+        np.testing.assert_array_equal(ours, theirs, f"seed {record['seed']}")
+
+
+def test_cuda_normals_are_those_of_a_gpu_draw_after_draw(recorded: dict[str, Any]) -> None:
+    for record in recorded["seeds"]:
+        noise = TorchCudaNoise(
+            record["seed"],
+            multiprocessors=recorded["multiprocessors"],
+            threads_per_multiprocessor=recorded["threads_per_multiprocessor"],
+        )
+        for draw in record["draws"]:
+            theirs = np.frombuffer(base64.b64decode(draw["float32"]), np.float32)
+            ours = noise.normal(tuple(draw["shape"])).reshape(-1)[draw["positions"]]
+            # Two last bits of the largest values, 4 to 8: the GPU's logarithm, sine and cosine are of float32.
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6, err_msg=f"{record['seed']}, {draw['shape']}")
