@@ -27,7 +27,8 @@ INTEGERS = 512
 
 def positions(size: int) -> list[int]:
     """Which values of a tensor are recorded: all of a small one, else evenly spread ones, first and last among them."""
-    return np.linspace(0, size - 1, min(size, SAMPLES)).astype(int).tolist()
+    spread: list[int] = np.linspace(0, size - 1, min(size, SAMPLES)).astype(int).tolist()
+    return spread
 
 
 def text(values: Any) -> str:
@@ -73,7 +74,7 @@ def main(path: Path) -> None:
         "multiprocessors": gpu.multi_processor_count,
         "threads_per_multiprocessor": gpu.max_threads_per_multi_processor,
     }
-    seeds = [
+    seeds: list[dict[str, Any]] = [
         {"seed": seed, "int64": integers(seed), "draws": draws(seed, TorchCudaNoise(seed, **settings))}
         for seed in SEEDS
     ]
