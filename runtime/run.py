@@ -20,7 +20,7 @@ from .images import GeneratedImage
 from .loop import Step, denoise
 from .metadata import Parameters
 from .noise import NOISES
-from .pipelines import PIPELINES
+from .pipelines import Task, choose
 from .prompts import encode_prompts
 from .schedulers import Scheduler, make_scheduler, short_name
 from .schedulers.config import pick
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 class Run:
     """Iterate over it for its steps, as often as you like: each time it starts anew. `len` is the number of steps.
 
-    The fields are `Settings` with every choice made; `tables` are the scheduler's. `plan` makes one.
+    The fields are `Settings` with every choice made; `tables` are the scheduler's, `task` says how to begin. `plan`
+    makes one.
     """
 
     pipeline: Pipeline
+    task: Task
     prompt: str
     negative_prompt: str
     num_inference_steps: int
@@ -50,7 +52,7 @@ class Run:
     width: int
     height: int
     num_images: int
-    latents: F32 | None
+    latents: F32 | None = None
 
     def __post_init__(self) -> None:
         pick("noise", self.noise, NOISES)
@@ -82,15 +84,15 @@ class Run:
         Warns:
             PromptTruncated: a prompt has more tokens than the text encoder reads.
         """
-        bundle, task = self.pipeline.bundle, PIPELINES["text2image"]
+        bundle = self.pipeline.bundle
         prompts = [self.negative_prompt, self.prompt]
         embeds = encode_prompts(prompts, self.pipeline.tokenizer, bundle.engine("text_encoder"))
         negative_prompt_embeds, prompt_embeds = np.repeat(embeds[:, None], self.num_images, axis=1)
-        guidance = task.guidance(self)
+        guidance = self.task.guidance(self)
         constants = {"encoder_hidden_states": guidance.rows(prompt_embeds, negative_prompt_embeds)}
         predict = Denoiser.over(bundle.engine("unet"), guidance, constants)
         noise = NOISES[self.noise](self.seed, self.num_images)
-        start = task.begin(self, noise)
+        start = self.task.begin(self, noise)
         return denoise(predict, self.tables, start.latents, noise, start=start.call)
 
     def images(self, latents: F32) -> list[GeneratedImage]:
@@ -122,15 +124,16 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
     Raises:
         UsageError: an argument that cannot be used.
     """
-    space = pipeline.latent_space
-    defaults = {"noise": "numpy", "width": space.width, "height": space.height, "num_images": 1, "latents": None}
-    defaults |= dataclasses.asdict(pipeline.bundle.family.defaults)
-    chosen: dict[str, Any] = defaults | {key: value for key, value in settings.items() if value is not None}
+    space, family = pipeline.latent_space, pipeline.bundle.family
+    defaults: dict[str, Any] = {"noise": "numpy", "width": space.width, "height": space.height, "num_images": 1}
+    defaults |= dataclasses.asdict(family.defaults)
+    chosen = defaults | {key: value for key, value in settings.items() if value is not None}
     name = short_name(chosen.pop("scheduler", pipeline.scheduler_config.get("_class_name", "")))
     sigmas = chosen.pop("sigmas", None)
     seed = chosen.pop("seed", None)
     return Run(
         pipeline=pipeline,
+        task=choose(family.pipelines, chosen),
         prompt=prompt,
         negative_prompt=negative_prompt,
         scheduler=name,

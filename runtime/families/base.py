@@ -28,11 +28,13 @@ class Defaults:
 class Family:
     """A model family.
 
-    `pipeline_classes` are the `_class_name`s of `model_index.json` that belong to it. `scheduler_config` holds what its
-    diffusers pipeline sets in every scheduler config it is given.
+    `pipelines` names what can be done with it, see `runtime/pipelines/`. `pipeline_classes` are the `_class_name`s of
+    `model_index.json` that belong to it. `scheduler_config` holds what its diffusers pipeline sets in every scheduler
+    config it is given.
     """
 
     pipeline_classes: tuple[str, ...]
     components: tuple[Component, ...]
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    pipelines: tuple[str, ...] = ("text2image",)
     defaults: Defaults = Defaults()

@@ -24,7 +24,11 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One kind of pipeline. `begin` draws from the noise in the order in which diffusers draws."""
+    """One kind of pipeline. `begin` draws from the noise in the order in which diffusers draws.
 
+    `takes` are the settings that it cannot do without, and by which it is told from the others.
+    """
+
+    takes: frozenset[str] = frozenset()
     begin: Callable[[Run, NoiseSource], Start]
     guidance: Callable[[Run], Guidance] = lambda run: classifier_free(run.guidance_scale)
