@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from edgediffusion.runtime.manifest import GraphRecord
 
 from .families import Network, Sample, Seen
 from .passes import simplify, store_weights
-from .sources import Config, read_tensors, select
+from .sources import Part, select
 from .to_onnx import quiet, to_onnx
 from .verify import check_parity, references
 from .weights import StoredTensor, load, write_tensors
@@ -34,32 +35,32 @@ class Exported:
     dtypes: frozenset[str]
 
 
-def export_component(
-    folder: Path, config: Config, component: Component, network: Network, seen: Seen, bundle: Path
-) -> Exported:
-    """Write `bundle / component.folder`: weights and graph of the component that lies in `folder`.
+def export_component(part: Part, component: Component, network: Network, seen: Seen, bundle: Path) -> Exported:
+    """Write `bundle / component.folder`: config, weights and graph of `part`.
 
     Raises:
-        ExportError: see `sources.read_tensors`, `sources.select`, `weights.load` and `verify.check_parity`.
+        ExportError: see `sources.Part`, `sources.select`, `weights.load` and `verify.check_parity`.
     """
-    module, spec = _build(folder, config, network)
+    module, spec = _build(part, network)
     shapes = {key: tuple(weight.shape) for key, weight in module.state_dict().items()}
-    stored = select(read_tensors(folder), shapes, network.renames, network.skip, folder)
+    stored = select(part, shapes, network.renames, network.skip)
     target = bundle / component.folder
     target.mkdir()
+    (target / "config.json").write_text(json.dumps(part.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     placed = write_tensors(target / component.weights, stored)
     module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
-    return _write_graph(module, spec, network.samples(config, seen), placed, target)
+    return _write_graph(module, spec, network.samples(part.config, seen), placed, target)
 
 
-def _build(folder: Path, config: Config, network: Network) -> tuple[nn.Module, GraphSpec]:
+def _build(part: Part, network: Network) -> tuple[nn.Module, GraphSpec]:
     """The network without weights: those come from the file."""
+    config = part.config
     try:
         with init_empty_weights(), quiet():
             return network.module(config).eval(), network.spec(config)
     except Exception as error:  # each library has its own for a config that makes no sense
         reason = " ".join(repr(error).split())
-        raise ExportError(f"{folder / 'config.json'}: describes no network of this kind ({reason})") from error
+        raise ExportError(f"{part.where / 'config.json'}: describes no network of this kind ({reason})") from error
 
 
 def _write_graph(

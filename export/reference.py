@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import nn
 
-from .sources import Source, open_source, read_json, read_tensors
+from .sources import Source, open_source
 from .to_onnx import quiet
 from .weights import load
 from .wrappers import from_config
@@ -34,7 +34,7 @@ def load_pipeline(source: Path) -> Any:
 
 
 def _join_vae(bundle: Source) -> nn.Module:
-    vae = from_config(AutoencoderKL, read_json(bundle.folder / VAE_HALVES[0] / "config.json"))
-    tensors = {key: tensor for half in VAE_HALVES for key, tensor in read_tensors(bundle.folder / half).items()}
+    vae = from_config(AutoencoderKL, bundle.parts[VAE_HALVES[0]].config)
+    tensors = {key: weight for half in VAE_HALVES for key, weight in bundle.parts[half].weights.items()}
     vae.load_state_dict({key: load(key, tensor) for key, tensor in tensors.items()})
     return vae.eval()

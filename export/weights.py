@@ -1,17 +1,34 @@
-"""Weights on disk: where each tensor lies in a safetensors file, and copying them into a bundle byte for byte."""
+"""Weights: where each tensor lies in a safetensors file, and streaming them into a new one."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from edgediffusion.engines.errors import ExportError
+
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Weight(Protocol):
+    """A tensor that is made when it is needed. `file` names its origin in messages, `dtype` is safetensors' word."""
+
+    @property
+    def file(self) -> Path: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    def read(self) -> torch.Tensor:
+        """The values, of this `dtype` and `shape`."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +41,10 @@ class StoredTensor:
     offset: int
     length: int
 
-
-TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    def read(self) -> torch.Tensor:
+        """The values as they lie in the file."""
+        raw = np.fromfile(self.file, np.uint8, self.length, offset=self.offset)
+        return torch.from_numpy(raw).view(TORCH_DTYPES[self.dtype]).reshape(self.shape)
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -50,38 +69,35 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Copy `tensors` into the new safetensors file `path`, widest dtype first, and say where each one lies now.
+def write_tensors(path: Path, weights: Mapping[str, Weight]) -> dict[str, StoredTensor]:
+    """Write `weights` into the new safetensors file `path`, widest dtype first, and say where each one lies.
 
-    The same tensors in the same order give the same bytes.
+    One tensor is in memory at a time. The same tensors in the same order give the same bytes.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     placed: dict[str, StoredTensor] = {}
     end = 0
-    for key, tensor in sorted(tensors.items(), key=lambda item: -TORCH_DTYPES[item[1].dtype].itemsize):
-        start, end = end, end + tensor.length
-        header[key] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (start, end)}
-        placed[key] = replace(tensor, file=path, offset=start)
+    for key, weight in sorted(weights.items(), key=lambda item: -TORCH_DTYPES[item[1].dtype].itemsize):
+        length = math.prod(weight.shape) * TORCH_DTYPES[weight.dtype].itemsize
+        start, end = end, end + length
+        header[key] = {"dtype": weight.dtype, "shape": weight.shape, "data_offsets": (start, end)}
+        placed[key] = StoredTensor(path, weight.dtype, weight.shape, start, length)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in placed:
-            file.write(_raw(tensors[key]).data)
+            file.write(weights[key].read().reshape(-1).view(torch.uint8).numpy().data)
     return {key: replace(tensor, offset=8 + len(text) + tensor.offset) for key, tensor in placed.items()}
 
 
-def load(key: str, tensor: StoredTensor) -> torch.Tensor:
-    """`tensor` in float32.
+def load(key: str, weight: Weight) -> torch.Tensor:
+    """`weight` in float32.
 
     Raises:
         ExportError: it holds NaN or infinity.
     """
-    values = torch.from_numpy(_raw(tensor)).view(TORCH_DTYPES[tensor.dtype]).reshape(tensor.shape).float()
+    values = weight.read().float()
     if not torch.isfinite(values).all():
-        raise ExportError(f"{tensor.file}: {key} holds NaN or infinity; a checkpoint with such weights draws nothing")
+        raise ExportError(f"{weight.file}: {key} holds NaN or infinity; a checkpoint with such weights draws nothing")
     return values
-
-
-def _raw(tensor: StoredTensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    return np.fromfile(tensor.file, np.uint8, tensor.length, offset=tensor.offset)

@@ -17,7 +17,7 @@ from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
 
 from .component import Exported, export_component
 from .families import FAMILIES
-from .sources import MODEL_INDEX, Source, open_source, read_json, weight_files
+from .sources import MODEL_INDEX, Source, open_source
 from .to_onnx import OPSET
 from .tokenizer import write_tokenizer
 
@@ -45,7 +45,7 @@ def export_bundle(
         _copy_settings(checkpoint, bundle)
         manifest = Manifest(
             family=checkpoint.family,
-            source=source.resolve().name,
+            source=checkpoint.name,
             source_sha256=digests,
             dtype="float32",
             weights_dtype=", ".join(sorted({DTYPES[d] for part in exported.values() for d in part.dtypes})),
@@ -89,18 +89,16 @@ def _export_components(
     exported: dict[str, Exported] = {}
     digests: dict[str, str] = {}
     for name, network in FAMILIES[source.family].items():
-        folder = source.component(network.folders)
-        if folder is None and components[name].optional:
+        part = source.component(network.folders)
+        if part is None and components[name].optional:
             continue
-        if folder is None:
+        if part is None:
             wanted = " or ".join(f"{name}/config.json" for name in network.folders)
-            raise ExportError(f"{source.folder}: {wanted} is missing")
+            raise ExportError(f"{source.name}: {wanted} is missing")
         report(f"{name}: exporting")
-        config = read_json(folder / "config.json")
         seen = {name: part.outputs for name, part in exported.items()}
-        exported[name] = export_component(folder, config, components[name], network, seen, bundle)
-        shutil.copyfile(folder / "config.json", bundle / name / "config.json")
-        digests |= {path.relative_to(source.folder).as_posix(): _digest(path) for path in weight_files(folder)}
+        exported[name] = export_component(part, components[name], network, seen, bundle)
+        digests |= {f"{path.parent.name}/{path.name}": _digest(path) for path in part.files}
         parity = exported[name].record.parity
         report(f"{name}: agrees with torch to {parity.error:.1e} (tolerance {parity.tolerance:.0e}; {parity.worst})")
     return exported, digests
@@ -108,10 +106,10 @@ def _export_components(
 
 def _copy_settings(source: Source, bundle: Path) -> None:
     for name in COPIED:
-        if (source.folder / name).is_file():
+        if (source.settings / name).is_file():
             (bundle / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source.folder / name, bundle / name)
-    write_tokenizer(source.folder / "tokenizer", bundle / "tokenizer")
+            shutil.copyfile(source.settings / name, bundle / name)
+    write_tokenizer(source.settings / "tokenizer", bundle / "tokenizer")
     left_out = (key for key in source.index if key in OPTIONAL and not (bundle / key).is_dir())
     index = source.index | {key: [None, None] for key in left_out}
     (bundle / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgediffusion.engines.errors import ExportError, UnknownName
-from edgediffusion.export.sources import open_source, read_json, read_tensors, select
-from edgediffusion.export.weights import StoredTensor
+from edgediffusion.export.sources import EditedPart, FolderPart, open_source, read_json, select
+from edgediffusion.export.weights import Weight
 from edgediffusion.export.write_bundle import export_bundle
 
 WEIGHTS = "model.safetensors"
@@ -145,14 +145,14 @@ def test_license_of_a_bundle(bundle: Path) -> None:
 
 def test_variant_and_shards(copy: Path) -> None:
     folder = copy / "text_encoder"
-    whole = read_tensors(folder)
+    whole = FolderPart(folder).weights
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).rename(folder / "model.fp16.safetensors")
-    assert read_tensors(folder).keys() == whole.keys()
+    assert FolderPart(folder).weights.keys() == whole.keys()
     (folder / "model.fp16.safetensors").unlink()
     for i, half in enumerate((list(tensors)[::2], list(tensors)[1::2]), 1):
         save_file({key: tensors[key] for key in half}, folder / f"model-{i:05}-of-00002.safetensors")
-    assert read_tensors(folder).keys() == whole.keys()
+    assert FolderPart(folder).weights.keys() == whole.keys()
 
 
 def test_older_names_are_read(checkpoint: Path) -> None:
@@ -160,15 +160,17 @@ def test_older_names_are_read(checkpoint: Path) -> None:
 
     network = FAMILIES["sd1"]["vae_encoder"]
     folder = checkpoint / "vae"
-    tensors = read_tensors(folder)
+    part = FolderPart(folder)
+    tensors = part.weights
     shapes = {k: t.shape for k, t in tensors.items() if k.startswith(("encoder.", "quant_conv."))}
-    old: dict[str, StoredTensor] = {}
+    old: dict[str, Weight] = {}
     for key, tensor in tensors.items():
         for new, name in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
             key = key.replace(f".{new}.", f".{name}.")
         old[key] = tensor
     assert old.keys() != tensors.keys()
-    assert select(old, shapes, network.renames, network.skip, folder) == {k: tensors[k] for k in shapes}
+    older = EditedPart(part.where, part.config, old, part.files)
+    assert select(older, shapes, network.renames, network.skip) == {k: tensors[k] for k in shapes}
 
 
 def test_position_ids_of_older_text_encoders_are_no_weights(copy: Path) -> None:
@@ -176,9 +178,9 @@ def test_position_ids_of_older_text_encoders_are_no_weights(copy: Path) -> None:
 
     network = FAMILIES["sd1"]["text_encoder"]
     folder = copy / "text_encoder"
-    shapes = {f"text_model.{key}": tensor.shape for key, tensor in read_tensors(folder).items()}
+    shapes = {f"text_model.{key}": tensor.shape for key, tensor in FolderPart(folder).weights.items()}
     edit(copy, **{"embeddings.position_ids": np.arange(77)[None]})
-    assert select(read_tensors(folder), shapes, network.renames, network.skip, folder).keys() == shapes.keys()
+    assert select(FolderPart(folder), shapes, network.renames, network.skip).keys() == shapes.keys()
 
 
 def test_read_json_of_a_missing_file(tmp_path: Path) -> None:

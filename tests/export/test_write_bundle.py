@@ -229,7 +229,7 @@ def test_stages_are_reported_and_an_optional_component_may_be_missing(
     """With the components of a finished bundle in place of their export, which takes a while."""
     graphs = Manifest.read(bundle).graphs
 
-    def done(_: Path, __: object, component: Any, *rest: Any) -> Exported:
+    def done(_: object, component: Any, *rest: Any) -> Exported:
         shutil.copytree(bundle / component.folder, rest[-1] / component.folder)
         return Exported(graphs[component.folder], [], frozenset({"F16", "F32"}))
 

@@ -1,0 +1,113 @@
+"""What a checkpoint is, wherever it comes from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgediffusion.engines.errors import ExportError
+from edgediffusion.runtime.manifest import MANIFEST, Manifest
+
+from ..weights import TORCH_DTYPES, Weight
+
+MODEL_INDEX = "model_index.json"
+Config = dict[str, Any]
+
+
+class Part(Protocol):
+    """One component of a checkpoint. Nothing is read before it is asked for.
+
+    `where` names it in messages, `files` are those that its weights come from. `config` and `weights` raise ExportError
+    where they cannot be read.
+    """
+
+    @property
+    def where(self) -> Path: ...  # noqa: D102
+    @property
+    def config(self) -> Config: ...  # noqa: D102
+    @property
+    def weights(self) -> Mapping[str, Weight]: ...  # noqa: D102
+    @property
+    def files(self) -> tuple[Path, ...]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class EditedPart:
+    """A component whose weights were put together here."""
+
+    where: Path
+    config: Config
+    weights: Mapping[str, Weight]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An opened checkpoint.
+
+    `family` is a name of `FAMILIES`, `index` its model_index.json, `parts` its components by folder. `settings` is a
+    folder in diffusers' layout with everything that is not weights: tokenizers, scheduler, model card.
+    """
+
+    name: str
+    settings: Path
+    family: str
+    index: Config
+    parts: Mapping[str, Part]
+
+    def license(self) -> str:
+        """What the manifest or the front matter of the model card says; "unknown" where neither does."""
+        if (self.settings / MANIFEST).is_file():
+            return Manifest.read(self.settings).license
+        card = self.settings / "README.md"
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+        found = re.search(r"^license: *['\"]?(.+?)['\"]? *$", front_matter[1], re.MULTILINE) if front_matter else None
+        return found[1] if found else "unknown"
+
+    def component(self, folders: Iterable[str]) -> Part | None:
+        """The first of `folders` that the checkpoint has; a bundle has `vae_decoder/` where others have `vae/`."""
+        return next((self.parts[name] for name in folders if name in self.parts), None)
+
+
+def read_json(path: Path) -> Config:
+    """The object in the JSON file `path`; ExportError when it is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(record, dict):
+        raise ExportError(f"{path}: got {type(record).__name__}, wanted a JSON object")
+    return record
+
+
+def select(
+    part: Part, shapes: Mapping[str, tuple[int, ...]], renames: Iterable[tuple[str, str]], skip: Iterable[str]
+) -> dict[str, Weight]:
+    """The weights of `part` under the names in `shapes`, each one there and none left over.
+
+    `renames` are regular expressions with their replacements, for older names; `skip` are regular expressions of keys
+    that belong elsewhere.
+    """
+    renamed = {}
+    for key, weight in part.weights.items():
+        for pattern, replacement in renames:
+            key = re.sub(pattern, replacement, key)
+        if not any(re.match(pattern, key) for pattern in skip):
+            renamed[key] = weight
+    for what, keys in (("missing", shapes.keys() - renamed.keys()), ("left over", renamed.keys() - shapes.keys())):
+        if keys:
+            raise ExportError(
+                f"{part.where}: {len(keys)} weights {what}, first {min(keys)}; "
+                "config.json and weights do not belong together"
+            )
+    for key, weight in renamed.items():
+        if weight.shape != shapes[key]:
+            raise ExportError(f"{part.where}: {key} has shape {weight.shape}, config.json makes it {shapes[key]}")
+        if weight.dtype not in TORCH_DTYPES:
+            raise ExportError(f"{part.where}: {key} has dtype {weight.dtype}; known: {', '.join(sorted(TORCH_DTYPES))}")
+    return renamed
