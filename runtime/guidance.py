@@ -21,9 +21,9 @@ class Guidance:
     reads_prompt: tuple[bool, ...]
     combine: Callable[..., F32]
 
-    def rows(self, prompt: F32, negative_prompt: F32) -> F32:
-        """The conditioning of the whole batch, (branches * batch, ...), from (batch, ...) of either prompt."""
-        return np.concatenate([prompt if reads else negative_prompt for reads in self.reads_prompt])
+    def rows(self, negative_prompt: F32, prompt: F32, num_images: int) -> F32:
+        """The conditioning of the whole batch, (branches * num_images, ...), from (...) of either prompt."""
+        return np.stack([prompt if reads else negative_prompt for reads in self.reads_prompt]).repeat(num_images, 0)
 
     def __call__(self, noise_pred: F32) -> F32:
         """(branches * batch, ...) -> (batch, ...)"""

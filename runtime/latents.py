@@ -8,6 +8,8 @@ from typing import Any
 
 from .arrays import F32
 
+_SCALING_FACTORS = {"AutoencoderTiny": 1.0}  # where the config doesn't say
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSpace:
@@ -22,15 +24,16 @@ class LatentSpace:
 
     @classmethod
     def from_configs(cls, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> LatentSpace:
-        """From the `config.json` of a UNet2DConditionModel and of an AutoencoderKL."""
-        pixels_per_latent = 2 ** (len(vae["block_out_channels"]) - 1)
+        """From the `config.json` of a UNet2DConditionModel, and of an AutoencoderKL or AutoencoderTiny."""
+        blocks = vae["decoder_block_out_channels" if "decoder_block_out_channels" in vae else "block_out_channels"]
+        pixels_per_latent = 2 ** (len(blocks) - 1)
         size = unet["sample_size"]
         height, width = (size, size) if isinstance(size, int) else size
         shift_factor = vae.get("shift_factor")
         return cls(
-            channels=unet["in_channels"],
+            channels=vae.get("latent_channels", 4),
             pixels_per_latent=pixels_per_latent,
-            scaling_factor=vae.get("scaling_factor", 0.18215),
+            scaling_factor=vae.get("scaling_factor", _SCALING_FACTORS.get(vae.get("_class_name", ""), 0.18215)),
             shift_factor=0.0 if shift_factor is None else shift_factor,
             width=width * pixels_per_latent,
             height=height * pixels_per_latent,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 BUILTIN = Path(__file__).parent / "models" / "builtin"
-_COMPONENTS = ("unet", "vae_decoder", "text_encoder")  # the one that takes longest to open first
 
 
 class Pipeline:
@@ -27,14 +26,20 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle) -> None:
         """Take over `bundle` and open its engines, all at once; for the errors see `load`."""
-        bundle.prefetch(*_COMPONENTS)
+        family = bundle.family
+        folders = {part.folder: part.tokenizer for part in family.components if part.tokenizer is not None}
+        components = ("unet", "vae_decoder", *folders)  # the one that takes longest to open first
+        bundle.prefetch(*components)
         self.bundle = bundle
-        self.tokenizer = ClipTokenizer(bundle.path / "tokenizer")
-        self.scheduler_config = bundle.config("scheduler/scheduler_config.json") | dict(bundle.family.scheduler_config)
+        self.tokenizers = {encoder: ClipTokenizer(bundle.path / folder) for encoder, folder in folders.items()}
+        self.force_zeros_for_empty_prompt = bool(
+            bundle.config("model_index.json").get("force_zeros_for_empty_prompt", family.force_zeros_for_empty_prompt)
+        )
+        self.scheduler_config = bundle.config("scheduler/scheduler_config.json") | dict(family.scheduler_config)
         self.latent_space = LatentSpace.from_configs(
             bundle.config("unet/config.json"), bundle.config("vae_decoder/config.json")
         )
-        for name in _COMPONENTS:
+        for name in components:
             bundle.engine(name)
 
     @classmethod

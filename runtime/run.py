@@ -9,19 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgediffusion import __version__
 from edgediffusion.engines.errors import UsageError
 
 from .arrays import F32
+from .conditioning import condition
 from .denoiser import Denoiser
 from .images import GeneratedImage
 from .loop import Step, denoise
 from .metadata import Parameters
 from .noise import NOISES
 from .pipelines import Task, choose
-from .prompts import encode_prompts
 from .schedulers import Scheduler, make_scheduler, short_name
 from .schedulers.config import pick
 from .settings import Settings
@@ -53,6 +51,8 @@ class Run:
     height: int
     num_images: int
     latents: F32 | None = None
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
 
     def __post_init__(self) -> None:
         pick("noise", self.noise, NOISES)
@@ -68,6 +68,9 @@ class Run:
             raise UsageError(f"guidance_scale {self.guidance_scale}; wanted a finite number, such as 7.5")
         if self.seed < 0:
             raise UsageError(f"seed {self.seed}; wanted 0 or more")
+        for name in ("prompt_2", "negative_prompt_2"):
+            if getattr(self, name) is not None and len(self.pipeline.tokenizers) < 2:
+                raise UsageError(f"{name}: this model has one text encoder; leave it out")
         wanted = (self.num_images, *self.pipeline.latent_space.shape(self.width, self.height))
         if self.latents is not None and self.latents.shape != wanted:
             raise UsageError(
@@ -84,13 +87,9 @@ class Run:
         Warns:
             PromptTruncated: a prompt has more tokens than the text encoder reads.
         """
-        bundle = self.pipeline.bundle
-        prompts = [self.negative_prompt, self.prompt]
-        embeds = encode_prompts(prompts, self.pipeline.tokenizer, bundle.engine("text_encoder"))
-        negative_prompt_embeds, prompt_embeds = np.repeat(embeds[:, None], self.num_images, axis=1)
+        unet = self.pipeline.bundle.engine("unet")
         guidance = self.task.guidance(self)
-        constants = {"encoder_hidden_states": guidance.rows(prompt_embeds, negative_prompt_embeds)}
-        predict = Denoiser.over(bundle.engine("unet"), guidance, constants)
+        predict = Denoiser.over(unet, guidance, condition(self, unet.spec, guidance))
         noise = NOISES[self.noise](self.seed, self.num_images)
         start = self.task.begin(self, noise)
         return denoise(predict, self.tables, start.latents, noise, start=start.call)

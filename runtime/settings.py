@@ -20,6 +20,7 @@ class Settings(TypedDict, total=False):
     width, height: in pixels, multiples of 8; by default the size that the model was made for.
     num_images: pictures drawn together, 1 or more.
     latents: standard normal noise to start from, (num_images, 4, height / 8, width / 8), instead of the seed's.
+    prompt_2, negative_prompt_2: what SDXL's second text encoder reads; by default what the first one does.
     """
 
     num_inference_steps: int | None
@@ -32,3 +33,5 @@ class Settings(TypedDict, total=False):
     height: int | None
     num_images: int | None
     latents: F32 | None
+    prompt_2: str | None
+    negative_prompt_2: str | None

@@ -70,7 +70,7 @@ def _sheet(pictures: Sequence[Image.Image], captions: Sequence[str], columns: in
 
 def _found(pipeline: Pipeline, pictures: list[Image.Image]) -> int:
     """How many pictures have their own prompt nearest among all, by the cosine of CLIP's embeddings."""
-    ids = pipeline.tokenizer(PROMPTS)
+    ids = pipeline.tokenizers["text_encoder"](PROMPTS)
     texts = pipeline.bundle.engine("text_encoder")({"input_ids": ids})["pooler_output"]
     pixels = np.stack([np.asarray(picture, np.float32) for picture in pictures]).transpose(0, 3, 1, 2) / 127.5 - 1
     images = pipeline.bundle.engine("image_encoder")({"pixel_values": np.ascontiguousarray(pixels)})["image_embeds"]

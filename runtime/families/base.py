@@ -9,11 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """One network of a bundle: a folder with `config.json`, its weights and `model.onnx`."""
+    """One network of a bundle: a folder with `config.json`, its weights and `model.onnx`.
+
+    `tokenizer` is the folder of the tokenizer that makes a text encoder's `input_ids`.
+    """
 
     folder: str
     weights: str = "diffusion_pytorch_model.safetensors"
     optional: bool = False
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,15 @@ class Family:
     `pipelines` names what can be done with it, see `runtime/pipelines/`. `pipeline_classes` are the `_class_name`s of
     `model_index.json` that belong to it. `scheduler_config` holds what its diffusers pipeline sets in every scheduler
     config it is given.
+    `text_layer` is which of each text encoder's hidden states the UNet reads, -2 the last but one, None the last, with
+    its final norm. `force_zeros_for_empty_prompt` holds where `model_index.json` doesn't say: no negative prompt is
+    zeros then, instead of an empty prompt.
     """
 
     pipeline_classes: tuple[str, ...]
     components: tuple[Component, ...]
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     pipelines: tuple[str, ...] = ("text2image",)
+    text_layer: int | None = None
+    force_zeros_for_empty_prompt: bool = False
     defaults: Defaults = Defaults()

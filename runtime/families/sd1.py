@@ -7,7 +7,7 @@ from .base import Component, Family
 SD1 = Family(
     pipeline_classes=("StableDiffusionPipeline",),
     components=(
-        Component(folder="text_encoder", weights="model.safetensors"),
+        Component(folder="text_encoder", weights="model.safetensors", tokenizer="tokenizer"),
         Component(folder="unet"),
         Component(folder="vae_decoder"),
         Component(folder="vae_encoder"),

@@ -23,6 +23,7 @@ WIDTH = 8
 WORDS = ("red", "apple", "blue", "car", "rocket")
 WEIGHTS = {"text_encoder": "model.safetensors"}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "model_index.json": {"_class_name": "StableDiffusionPipeline"},
     "unet/config.json": {"sample_size": 2, "in_channels": 4},
     "vae_decoder/config.json": {"block_out_channels": [8, 8, 8, 8], "scaling_factor": 0.5},
     "scheduler/scheduler_config.json": {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"},

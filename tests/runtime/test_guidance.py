@@ -22,6 +22,8 @@ def test_a_scale_of_one_or_less_asks_for_the_prompt_alone(scale: float) -> None:
 
 
 def test_the_rows_follow_the_branches() -> None:
-    prompt, negative_prompt = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
-    np.testing.assert_array_equal(classifier_free(2).rows(prompt, negative_prompt)[:, 0], [0, 0, 1, 1])
-    np.testing.assert_array_equal(NO_GUIDANCE.rows(prompt, negative_prompt), prompt)
+    negative_prompt, prompt = np.zeros(3, np.float32), np.ones(3, np.float32)
+    np.testing.assert_array_equal(
+        classifier_free(2).rows(negative_prompt, prompt, 2), np.repeat([[0], [1]], 2, 0) * prompt
+    )
+    np.testing.assert_array_equal(NO_GUIDANCE.rows(negative_prompt, prompt, 2), [prompt, prompt])

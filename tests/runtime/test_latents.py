@@ -31,3 +31,13 @@ def test_scale_for_the_decoder(settings: dict[str, Any], expected: float) -> Non
     scaled = space.for_decoder(np.full((1, 4, 2, 2), 2, np.float32))
     assert scaled.dtype == np.float32
     assert scaled[0, 0, 0, 0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_autoencoder_tiny() -> None:
+    tiny = {"_class_name": "AutoencoderTiny", "decoder_block_out_channels": [64, 64, 64, 64]}
+    space = LatentSpace.from_configs(UNET, tiny)
+    assert (space.pixels_per_latent, space.scaling_factor) == (8, 1.0)
+
+
+def test_more_channels_of_the_unet_are_no_latents() -> None:
+    assert LatentSpace.from_configs(UNET | {"in_channels": 9}, VAE).shape(8, 8) == (4, 1, 1)

@@ -130,7 +130,7 @@ def test_step_by_step(pipeline: Pipeline, opened: Opened) -> None:
 def test_guidance_is_one_call_with_the_unconditional_half_first(pipeline: Pipeline, opened: Opened) -> None:
     pipeline("a red apple", "a car", seed=0, num_inference_steps=2, num_images=2)
     (_, words), (_, guided), _, *decoded = opened.calls
-    np.testing.assert_array_equal(words["input_ids"], pipeline.tokenizer(["a car", "a red apple"]))
+    np.testing.assert_array_equal(words["input_ids"], pipeline.tokenizers["text_encoder"](["a car", "a red apple"]))
     assert guided["sample"].shape == (4, 4, 2, 2)
     np.testing.assert_array_equal(guided["sample"][:2], guided["sample"][2:])
     # Euler starts at sigma = 14.6 or so and shows the UNet sigma / sqrt(sigma^2 + 1) of the noise: 0.998.
