@@ -27,7 +27,7 @@ def condition(run: Run, unet: GraphSpec, guidance: Guidance) -> dict[str, F32]:
     """
     text = _encode(run)
     pairs = {spec.name: INPUTS[spec.name](run, text, spec) for spec in unet.inputs if spec.name in INPUTS}
-    return {name: guidance.rows(pair[0], pair[1], run.num_images) for name, pair in pairs.items()}
+    return {name: guidance.texts(pair[0], pair[1], run.num_images) for name, pair in pairs.items()}
 
 
 def _encode(run: Run) -> TextEmbeds:

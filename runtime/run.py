@@ -89,9 +89,9 @@ class Run:
         """
         unet = self.pipeline.bundle.engine("unet")
         guidance = self.task.guidance(self)
-        predict = Denoiser.over(unet, guidance, condition(self, unet.spec, guidance))
         noise = NOISES[self.noise](self.seed, self.num_images)
         start = self.task.begin(self, noise)
+        predict = Denoiser.over(unet, guidance, condition(self, unet.spec, guidance), start.channels)
         return denoise(predict, self.tables, start.latents, noise, start=start.call)
 
     def images(self, latents: F32) -> list[GeneratedImage]:

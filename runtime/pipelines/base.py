@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..arrays import F32
-from ..guidance import Guidance, classifier_free
+from ..guidance import NO_GUIDANCE, Guidance, classifier_free
 from ..noise import NoiseSource
 
 if TYPE_CHECKING:
@@ -16,10 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """`latents` (num_images, channels, height, width) to hand to call `call` of the scheduler."""
+    """`latents` (num_images, channels, height, width) to hand to call `call` of the scheduler.
+
+    `channels` is what the UNet is shown behind them in every step, (num_images, further channels, height, width).
+    """
 
     latents: F32
     call: int = 0
+    channels: F32 | None = None
+
+
+def guide(run: Run) -> Guidance:
+    """Classifier-free guidance, unless the UNet takes the scale as an input: then it was distilled with guidance."""
+    unet = run.pipeline.bundle.manifest.graphs["unet"]
+    if any(spec.name == "timestep_cond" for spec in unet.spec.inputs):
+        return NO_GUIDANCE
+    return classifier_free(run.guidance_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,4 +43,4 @@ class Task:
 
     takes: frozenset[str] = frozenset()
     begin: Callable[[Run, NoiseSource], Start]
-    guidance: Callable[[Run], Guidance] = lambda run: classifier_free(run.guidance_scale)
+    guidance: Callable[[Run], Guidance] = guide
