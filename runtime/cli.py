@@ -126,8 +126,10 @@ def generate(arguments: Sequence[str]) -> int:
     path = default_path(options.prompt) if options.output is None else options.output
     output = Output(path, several=options.num_images > 1, force=options.force)
 
+    from .images import open_image
     from .pipeline import Pipeline
 
+    image = None if options.init_image is None else open_image(options.init_image)
     width, height = options.size
     with Pipeline.load(options.bundle, backend=options.backend, device=options.device) as pipeline:
         run = pipeline.steps(
@@ -142,6 +144,8 @@ def generate(arguments: Sequence[str]) -> int:
             width=width,
             height=height,
             num_images=options.num_images,
+            image=image,
+            strength=options.strength,
         )
         for step in _with_progress(run):
             latents = step.latents
@@ -171,6 +175,8 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
     add(
         "--size", type=_size, default=(None, None), metavar="WxH", help="in pixels; default: what the model is made for"
     )
+    add("--init-image", type=Path, metavar="FILE", help="a picture to start from, resized to the size to draw")
+    add("--strength", type=float, metavar="X", help="how much of it may change, 0 to 1; default: what suits the model")
     add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
     add("--backend", default="ort", metavar="NAME", help="default: %(default)s")

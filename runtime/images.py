@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,45 @@ def to_pil(sample: F32) -> list[Image]:
     from PIL import Image
 
     return [Image.fromarray(pixels) for pixels in to_uint8(sample)]
+
+
+class ImageResized(UserWarning):
+    """A picture to start from has not the size of the one to draw."""
+
+
+def from_pil(image: Image, width: int, height: int) -> F32:
+    """A picture of any size and mode as the VAE encoder takes it, (1, 3, height, width) in [-1, 1].
+
+    As diffusers' VaeImageProcessor does it: Lanczos' filter, the proportions left to the caller.
+
+    Warns:
+        ImageResized: it has another size.
+    """
+    from PIL import Image
+
+    if image.size != (width, height):
+        message = f"image resized from {image.width}x{image.height} to {width}x{height}"
+        warnings.warn(message, ImageResized, stacklevel=2)
+    pixels: F32 = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), np.float32)
+    return (2.0 * (pixels / 255.0) - 1.0).transpose(2, 0, 1)[None]
+
+
+def open_image(path: Path) -> Image:
+    """The picture in a file, turned upright as its camera says.
+
+    Raises:
+        UsageError: it is no picture, or cannot be read.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise UsageError(f"{path}: not a picture; wanted one in a format such as PNG or JPEG") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path}: cannot be read as a picture ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .arrays import F32
 
 _SCALING_FACTORS = {"AutoencoderTiny": 1.0}  # where the config doesn't say
@@ -42,6 +44,21 @@ class LatentSpace:
     def shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape of one picture's latents, (channels, height, width), for a size in pixels."""
         return self.channels, height // self.pixels_per_latent, width // self.pixels_per_latent
+
+    def whole(self, width: int, height: int) -> tuple[int, int]:
+        """A size in pixels, rounded down to one that latents can have."""
+        return width - width % self.pixels_per_latent, height - height % self.pixels_per_latent
+
+    def from_encoder(self, parameters: F32, noise: F32) -> F32:
+        """The UNet's latents, drawn from what the VAE encoder says: means, then logarithms of variances.
+
+        Shapes (batch, 2 * channels, height, width) and (batch, channels, height, width); the noise is standard normal.
+        Kingma, Welling, arXiv:1312.6114, sec. 2.4.
+        """
+        mean, log_variance = np.split(parameters, 2, axis=1)
+        std = np.exp(0.5 * np.clip(log_variance, -30, 20))
+        latents: F32 = (mean + std * noise - self.shift_factor) * self.scaling_factor
+        return latents
 
     def for_decoder(self, latents: F32) -> F32:
         """The UNet's latents as the VAE decoder takes them."""

@@ -37,7 +37,7 @@ class Parameters:
 
     `scheduler` is a key of `SCHEDULERS`, `width` and `height` are in pixels, `model` names the checkpoint and `version`
     the program. `noise` is a key of `NOISES`, `sigmas` one of `SIGMA_SCHEDULES`, or numbers between commas; the JSON
-    alone says them. `other` holds the web UI's settings that have no field here.
+    alone says them. `strength` is that of image to image. `other` holds the web UI's settings that have no field here.
     """
 
     prompt: str
@@ -52,6 +52,7 @@ class Parameters:
     version: str | None
     noise: str | None = None
     sigmas: str | None = None
+    strength: float | None = None
     other: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
@@ -63,6 +64,7 @@ class Parameters:
             "Seed": self.seed,
             "Size": None if self.width is None else f"{self.width}x{self.height}",
             "Model": self.model,
+            "Denoising strength": self.strength,
             **self.other,
             "Version": self.version,
         }
@@ -88,7 +90,9 @@ class Parameters:
         settings = {m["key"].strip(): _unquote(m["value"]) for m in _SETTING.finditer(last)}
         size = _SIZE.fullmatch(settings.pop("Size", ""))
         sampler = settings.pop("Sampler", None)
-        steps, guidance_scale, seed = (settings.pop(key, None) for key in ("Steps", "CFG scale", "Seed"))
+        steps, guidance_scale, seed, strength = (
+            settings.pop(key, None) for key in ("Steps", "CFG scale", "Seed", "Denoising strength")
+        )
         return cls(
             prompt="\n".join(lines[:start]),
             negative_prompt="\n".join(lines[start:]).removeprefix(_NEGATIVE).strip(),
@@ -100,6 +104,7 @@ class Parameters:
             height=int(size[2]) if size else None,
             model=settings.pop("Model", None),
             version=settings.pop("Version", None),
+            strength=None if strength is None else float(strength),
             other=settings,
         )
 

@@ -20,11 +20,13 @@ from .loop import Step, denoise
 from .metadata import Parameters
 from .noise import NOISES
 from .pipelines import Task, choose
-from .schedulers import Scheduler, make_scheduler, short_name
+from .schedulers import Scheduler, make_scheduler, short_name, start_call
 from .schedulers.config import pick
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .pipeline import Pipeline
 
 
@@ -33,7 +35,7 @@ class Run:
     """Iterate over it for its steps, as often as you like: each time it starts anew. `len` is the number of steps.
 
     The fields are `Settings` with every choice made; `tables` are the scheduler's, `task` says how to begin. `plan`
-    makes one.
+    makes one. Where there is no `image` to keep anything of, `strength` is 1.
     """
 
     pipeline: Pipeline
@@ -53,6 +55,8 @@ class Run:
     latents: F32 | None = None
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
+    image: Image | None = None
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         pick("noise", self.noise, NOISES)
@@ -77,15 +81,28 @@ class Run:
                 f"latents of shape {self.latents.shape}; wanted {wanted} "
                 f"for num_images {self.num_images}, width {self.width}, height {self.height}"
             )
+        if self.image is not None and self.latents is not None:
+            raise UsageError("latents and an image to start from; wanted one of them")
+        if not len(self):
+            raise UsageError(
+                f"strength {self.strength} of {self.num_inference_steps} steps leaves none to do; "
+                f"wanted 1/{self.num_inference_steps} or more"
+            )
+
+    @property
+    def first_call(self) -> int:
+        """The call of the scheduler with which the run begins."""
+        return start_call(self.scheduler, self.num_inference_steps, self.strength)
 
     def __len__(self) -> int:
-        return len(self.tables.timesteps)
+        return len(self.tables.timesteps) - self.first_call
 
     def __iter__(self) -> Iterator[Step]:
         """Compute each step when it is asked for.
 
         Warns:
             PromptTruncated: a prompt has more tokens than the text encoder reads.
+            ImageResized: `image` has another size.
         """
         unet = self.pipeline.bundle.engine("unet")
         guidance = self.task.guidance(self)
@@ -108,6 +125,7 @@ class Run:
             scheduler=self.scheduler,
             sigmas=self.sigmas,
             guidance_scale=self.guidance_scale,
+            strength=None if self.image is None else self.strength,
             seed=self.seed + k if self.latents is None else None,
             noise=self.noise,
             width=self.width,
@@ -124,9 +142,17 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
         UsageError: an argument that cannot be used.
     """
     space, family = pipeline.latent_space, pipeline.bundle.family
+    given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+    if "strength" in given and "image" not in given:
+        raise UsageError(f"strength {given['strength']} of no image; give the image to start from as well")
     defaults: dict[str, Any] = {"noise": "numpy", "width": space.width, "height": space.height, "num_images": 1}
     defaults |= dataclasses.asdict(family.defaults)
-    chosen = defaults | {key: value for key, value in settings.items() if value is not None}
+    if "image" in given:
+        pipeline.bundle.prefetch("vae_encoder")
+        defaults["width"], defaults["height"] = space.whole(*given["image"].size)
+    else:
+        defaults["strength"] = 1.0
+    chosen = defaults | given
     name = short_name(chosen.pop("scheduler", pipeline.scheduler_config.get("_class_name", "")))
     sigmas = chosen.pop("sigmas", None)
     seed = chosen.pop("seed", None)
@@ -140,5 +166,6 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
         tables=make_scheduler(name, pipeline.scheduler_config, chosen["num_inference_steps"], sigmas=sigmas),
         seed=secrets.randbits(32) if seed is None else seed,
         guidance_scale=float(chosen.pop("guidance_scale")),
+        strength=float(chosen.pop("strength")),
         **chosen,
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from .arrays import F32
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Settings(TypedDict, total=False):
@@ -17,10 +20,13 @@ class Settings(TypedDict, total=False):
     sigmas: a name in `SIGMA_SCHEDULES`, or one falling noise level a step; by default what the bundle says.
     seed: 0 or more; picture k has the noise of seed + k. By default one at random.
     noise: a name in `NOISES`: whose random numbers the seed stands for; torch's give what diffusers draws. NumPy's.
-    width, height: in pixels, multiples of 8; by default the size that the model was made for.
+    width, height: in pixels, multiples of 8; by default the size that the model was made for, or that of `image`,
+        rounded down to such multiples.
     num_images: pictures drawn together, 1 or more.
     latents: standard normal noise to start from, (num_images, 4, height / 8, width / 8), instead of the seed's.
     prompt_2, negative_prompt_2: what SDXL's second text encoder reads; by default what the first one does.
+    image: a picture to start from, of any mode; it is resized to width and height.
+    strength: how much of it may change, 0 to 1: that part of the steps is done. The default is the family's.
     """
 
     num_inference_steps: int | None
@@ -35,3 +41,5 @@ class Settings(TypedDict, total=False):
     latents: F32 | None
     prompt_2: str | None
     negative_prompt_2: str | None
+    image: Image | None
+    strength: float | None

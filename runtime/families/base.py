@@ -26,6 +26,7 @@ class Defaults:
 
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
+    strength: float = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Family:
     pipeline_classes: tuple[str, ...]
     components: tuple[Component, ...]
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
-    pipelines: tuple[str, ...] = ("text2image",)
+    pipelines: tuple[str, ...] = ("text2image", "image2image")
     text_layer: int | None = None
     force_zeros_for_empty_prompt: bool = False
     defaults: Defaults = Defaults()

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from edgediffusion.engines.errors import UsageError
 
 from .base import Start, Task
+from .image2image import IMAGE2IMAGE
 from .text2image import TEXT2IMAGE
 
-PIPELINES: dict[str, Task] = {"text2image": TEXT2IMAGE}
+PIPELINES: dict[str, Task] = {"text2image": TEXT2IMAGE, "image2image": IMAGE2IMAGE}
 # What a run can start from beside a prompt.
 INPUTS = frozenset[str]().union(*(task.takes for task in PIPELINES.values()))
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgediffusion.export.reference import load_pipeline
 from edgediffusion.export.to_onnx import quiet
-from edgediffusion.runtime import Pipeline
+from edgediffusion.runtime import ImageResized, Pipeline
 from edgediffusion.runtime.pipeline import BUILTIN
 
 SCHEDULERS = {
@@ -129,6 +130,41 @@ def test_a_seed_is_that_of_diffusers(builtin: Pair, scheduler: str) -> None:
             "a red apple, 3d", num_images_per_prompt=2, generator=generators, **settings, **arguments
         ).images
     for picture, reference in zip(ours, theirs, strict=True):
+        assert_same(np.asarray(picture.image), np.asarray(reference))
+
+
+FROM_AN_IMAGE = {
+    **SCHEDULERS,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
+@pytest.mark.filterwarnings("ignore:You have passed 2 text prompts:FutureWarning")  # one image for two pictures
+@pytest.mark.parametrize(
+    ("scheduler", "strength"), [*((name, 0.6) for name in FROM_AN_IMAGE), ("heun", 0.2), ("ddim", 1.0)]
+)
+def test_image_to_image_is_that_of_diffusers(builtin: Pair, scheduler: str, strength: float) -> None:
+    """One picture resized by both, a batch of two, noise for the encoder's sample and then for the step."""
+    kind: Any = diffusers.StableDiffusionImg2ImgPipeline
+    theirs = kind(**builtin.theirs.components)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.scheduler = FROM_AN_IMAGE[scheduler].from_config(builtin.pipeline_config)
+    settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 5.0, "strength": strength}
+    rows, columns = np.mgrid[:60, :69]
+    image = Image.fromarray(np.stack([4 * rows, 3 * columns, 2 * (rows + columns)], axis=-1).clip(0, 255).astype("u1"))
+    with pytest.warns(ImageResized):
+        ours = builtin.ours(
+            "a blue car, 3d", image=image, scheduler=scheduler, seed=3, num_images=2, noise="torch-cpu", **settings
+        )
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in (3, 4)]
+    with quiet():
+        references = theirs(
+            "a blue car, 3d", image=image, num_images_per_prompt=2, generator=generators, **settings
+        ).images
+    for picture, reference in zip(ours, references, strict=True):
         assert_same(np.asarray(picture.image), np.asarray(reference))
 
 
