@@ -22,6 +22,7 @@ from .noise import NOISES
 from .pipelines import Task, choose
 from .schedulers import Scheduler, make_scheduler, short_name, start_call
 from .schedulers.config import pick
+from .schedulers.levels import with_mu
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
     chosen = defaults | given
     name = short_name(chosen.pop("scheduler", pipeline.scheduler_config.get("_class_name", "")))
     sigmas = chosen.pop("sigmas", None)
+    config = with_mu(pipeline.scheduler_config, space.shape(chosen["width"], chosen["height"]))
     seed = chosen.pop("seed", None)
     return Run(
         pipeline=pipeline,
@@ -163,7 +165,7 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
         negative_prompt=negative_prompt,
         scheduler=name,
         sigmas=sigmas if sigmas is None or isinstance(sigmas, str) else ",".join(map(str, sigmas)),
-        tables=make_scheduler(name, pipeline.scheduler_config, chosen["num_inference_steps"], sigmas=sigmas),
+        tables=make_scheduler(name, config, chosen["num_inference_steps"], sigmas=sigmas),
         seed=secrets.randbits(32) if seed is None else seed,
         guidance_scale=float(chosen.pop("guidance_scale")),
         strength=float(chosen.pop("strength")),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -108,6 +110,20 @@ def dynamically_shifted(config: SchedulerConfig, sigmas: F64) -> F64:
     mu = pick("time_shift_type", config.time_shift_type, shifts)
     result: F64 = mu / (mu + (1 / sigmas - 1))
     return result
+
+
+def with_mu(config: Mapping[str, Any], latents: tuple[int, ...]) -> Mapping[str, Any]:
+    """A scheduler config for latents of a shape (..., height, width): where it shifts dynamically, with their `mu`.
+
+    As diffusers has it for Stable Diffusion 3 and Flux (arXiv:2403.03206 sec. 5.3.2), whose networks see squares of two
+    by two latents: mu is a line over the number of squares. A config that says its own `mu` keeps it.
+    """
+    if not config.get("use_dynamic_shifting") or config.get("mu") is not None:
+        return config
+    squares = (latents[-2] // 2) * (latents[-1] // 2)
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return {**config, "mu": low + (high - low) * (squares - least) / (most - least)}
 
 
 def stretched(sigmas: F64, shift_terminal: float | None) -> F64:

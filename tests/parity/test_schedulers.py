@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.schedulers.scheduling_utils import AysSchedules, KarrasDiffusionSchedulers
 
 from edgediffusion.bench.parity.cases import FAMILIES, RTOL, SD15, Family
@@ -27,6 +28,7 @@ from edgediffusion.engines.errors import UsageError
 from edgediffusion.runtime.schedulers import SAMPLERS, SCHEDULERS, make_scheduler
 from edgediffusion.runtime.schedulers.beta_distribution import beta_ppf
 from edgediffusion.runtime.schedulers.config import SIGMA_FLAGS, SchedulerConfig
+from edgediffusion.runtime.schedulers.levels import with_mu
 
 CLASSES = tuple(family.name for family in FAMILIES)
 SPACED = tuple(name for name in CLASSES if name not in ("IPNDMScheduler",) and "EDM" not in name and "Flow" not in name)
@@ -151,6 +153,17 @@ def test_lists(name: str, options: dict[str, Any], lists: dict[str, Any], ours: 
         latents, history = scheduler.step(output, i, latents, history, None)
         path.append((float(t), latents))
     assert compare(path, theirs, RTOL).failure is None
+
+
+def test_mu_of_a_size() -> None:
+    for shape in ((1, 4, 16, 16), (4, 128, 96), (2, 4, 33, 65)):
+        mu = with_mu({"use_dynamic_shifting": True}, shape)["mu"]
+        assert mu == pytest.approx(calculate_shift((shape[-2] // 2) * (shape[-1] // 2)), rel=1e-12)
+    own = {"base_image_seq_len": 100, "max_image_seq_len": 900, "base_shift": 0.2, "max_shift": 2.0}
+    mu = with_mu(own | {"use_dynamic_shifting": True}, (4, 32, 32))["mu"]
+    assert mu == pytest.approx(calculate_shift(256, 100, 900, 0.2, 2.0), rel=1e-12)
+    assert with_mu({"use_dynamic_shifting": True, "mu": 0.8}, (4, 32, 32))["mu"] == 0.8
+    assert with_mu(own, (4, 32, 32)) is own
 
 
 def test_beta_ppf() -> None:

@@ -269,6 +269,15 @@ def test_the_familys_scheduler_settings_hold(pipeline: Pipeline) -> None:
     assert pipeline.steps("", scheduler="ddim", num_inference_steps=10).tables.timesteps[-1] == 1
 
 
+def test_dynamic_shifting_follows_the_size(pipeline: Pipeline) -> None:
+    pipeline.scheduler_config["use_dynamic_shifting"] = True
+    for width, height, mu in ((256, 256, 0.5), (1024, 1024, 1.15), (512, 512, 0.63)):
+        run = pipeline.steps("", scheduler="flow_euler", num_inference_steps=4, width=width, height=height)
+        shifted = make_scheduler("flow_euler", pipeline.scheduler_config | {"mu": mu}, 4)
+        np.testing.assert_allclose(run.tables.sigmas, shifted.sigmas)
+    assert pipeline.scheduler_config.get("mu") is None
+
+
 def test_missing_or_unknown_things_are_told_when_it_is_loaded(bundle_path: Path) -> None:
     with pytest.raises(UnknownName, match="unknown backend 'abacus'; known: "):
         Pipeline.load(bundle_path, backend="abacus")
