@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,25 +16,31 @@ from .guidance import Guidance
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """Predicts the noise. `unet` is bound to what stays the same in every step, `channels` follow the latents'."""
+    """Predicts the noise. The engines are bound to what stays the same in every step: (branches * num_images, ...).
+
+    `channels` is what an inpainting UNet, say, is shown behind the latents, with as many rows. The ControlNets are
+    called before the UNet, with the latents alone.
+    """
 
     unet: Engine
     guidance: Guidance
     channels: F32 | None = None
-
-    @classmethod
-    def over(
-        cls, unet: Engine, guidance: Guidance, constants: Mapping[str, Array], channels: F32 | None = None
-    ) -> Denoiser:
-        """With the UNet's inputs beside `sample` and `timestep` as `constants`, (branches * num_images, ...).
-
-        `channels` is what an inpainting UNet, say, is shown behind the latents, (num_images, further channels, ...).
-        """
-        return cls(unet.bind(constants), guidance, None if channels is None else guidance.channels(channels))
+    controlnets: Sequence[Engine] = ()
 
     def __call__(self, sample: F32, timestep: F32, i: int) -> F32:
         """See `loop.Predict`."""
-        rows = np.concatenate([sample] * self.guidance.branches)
+        feeds = {"sample": np.concatenate([sample] * self.guidance.branches), "timestep": timestep}
+        residuals = add_residuals(self.controlnets, feeds)
         if self.channels is not None:
-            rows = np.concatenate([rows, self.channels], axis=1)
-        return self.guidance(self.unet({"sample": rows, "timestep": timestep})["out_sample"])
+            feeds["sample"] = np.concatenate([feeds["sample"], self.channels], axis=1)
+        return self.guidance(self.unet(feeds | residuals)["out_sample"])
+
+
+def add_residuals(controlnets: Sequence[Engine], feeds: Mapping[str, Array]) -> dict[str, F32]:
+    """The sum over the ControlNets of what the UNet is to add (Zhang et al., arXiv:2302.05543), as its inputs."""
+    total: dict[str, F32] = {}
+    for controlnet in controlnets:
+        for name, residual in controlnet(feeds).items():
+            key = name.replace("res_sample", "additional_residual")
+            total[key] = total[key] + residual if key in total else residual
+    return total

@@ -57,8 +57,11 @@ class LatentSpace:
         """
         mean, log_variance = np.split(parameters, 2, axis=1)
         std = np.exp(0.5 * np.clip(log_variance, -30, 20))
-        latents: F32 = (mean + std * noise - self.shift_factor) * self.scaling_factor
-        return latents
+        return self.for_unet(mean + std * noise)
+
+    def for_unet(self, latents: F32) -> F32:
+        """The VAE encoder's latents as the UNet has them."""
+        return (latents - self.shift_factor) * self.scaling_factor
 
     def for_decoder(self, latents: F32) -> F32:
         """The UNet's latents as the VAE decoder takes them."""

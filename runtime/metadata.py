@@ -10,15 +10,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgediffusion.engines.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
+
+N = TypeVar("N", int, float)
 
 JSON_KEY = "edgediffusion"
 TEXT_KEY = "parameters"
@@ -37,7 +39,8 @@ class Parameters:
 
     `scheduler` is a key of `SCHEDULERS`, `width` and `height` are in pixels, `model` names the checkpoint and `version`
     the program. `noise` is a key of `NOISES`, `sigmas` one of `SIGMA_SCHEDULES`, or numbers between commas; the JSON
-    alone says them. `strength` is that of image to image. `other` holds the web UI's settings that have no field here.
+    alone says them, and most of what follows: what only some pipelines can be told, see `settings.Settings`. `other`
+    holds the web UI's settings that have no field here.
     """
 
     prompt: str
@@ -53,6 +56,11 @@ class Parameters:
     noise: str | None = None
     sigmas: str | None = None
     strength: float | None = None
+    image_guidance_scale: float | None = None
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     other: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
@@ -65,6 +73,7 @@ class Parameters:
             "Size": None if self.width is None else f"{self.width}x{self.height}",
             "Model": self.model,
             "Denoising strength": self.strength,
+            "Image CFG scale": self.image_guidance_scale,
             **self.other,
             "Version": self.version,
         }
@@ -90,21 +99,23 @@ class Parameters:
         settings = {m["key"].strip(): _unquote(m["value"]) for m in _SETTING.finditer(last)}
         size = _SIZE.fullmatch(settings.pop("Size", ""))
         sampler = settings.pop("Sampler", None)
-        steps, guidance_scale, seed, strength = (
-            settings.pop(key, None) for key in ("Steps", "CFG scale", "Seed", "Denoising strength")
+        steps, seed = (_number(int, settings.pop(key, None)) for key in ("Steps", "Seed"))
+        guidance_scale, strength, image_guidance_scale = (
+            _number(float, settings.pop(key, None)) for key in ("CFG scale", "Denoising strength", "Image CFG scale")
         )
         return cls(
             prompt="\n".join(lines[:start]),
             negative_prompt="\n".join(lines[start:]).removeprefix(_NEGATIVE).strip(),
-            num_inference_steps=None if steps is None else int(steps),
+            num_inference_steps=steps,
             scheduler=next((name for name, shown in SAMPLERS.items() if shown == sampler), sampler),
-            guidance_scale=None if guidance_scale is None else float(guidance_scale),
-            seed=None if seed is None else int(seed),
+            guidance_scale=guidance_scale,
+            seed=seed,
             width=int(size[1]) if size else None,
             height=int(size[2]) if size else None,
             model=settings.pop("Model", None),
             version=settings.pop("Version", None),
-            strength=None if strength is None else float(strength),
+            strength=strength,
+            image_guidance_scale=image_guidance_scale,
             other=settings,
         )
 
@@ -164,3 +175,7 @@ def _quote(value: str) -> str:
 
 def _unquote(value: str) -> str:
     return str(json.loads(value)) if value.startswith('"') else value.strip()
+
+
+def _number(kind: Callable[[str], N], text: str | None) -> N | None:
+    return None if text is None else kind(text)

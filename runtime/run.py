@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgediffusion import __version__
-from edgediffusion.engines.errors import UsageError
 
 from .arrays import F32
+from .checks import check_run
 from .conditioning import condition
 from .denoiser import Denoiser
 from .images import GeneratedImage
@@ -20,8 +19,8 @@ from .loop import Step, denoise
 from .metadata import Parameters
 from .noise import NOISES
 from .pipelines import Task, choose
-from .schedulers import Scheduler, make_scheduler, short_name, start_call
-from .schedulers.config import pick
+from .pipelines.handover import call_at
+from .schedulers import Scheduler, make_scheduler, short_name
 from .schedulers.levels import with_mu
 from .settings import Settings
 
@@ -30,13 +29,15 @@ if TYPE_CHECKING:
 
     from .pipeline import Pipeline
 
+NUMBERS = {"guidance_scale", "strength", "image_guidance_scale", "denoising_start", "denoising_end"}
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """Iterate over it for its steps, as often as you like: each time it starts anew. `len` is the number of steps.
 
     The fields are `Settings` with every choice made; `tables` are the scheduler's, `task` says how to begin. `plan`
-    makes one. Where there is no `image` to keep anything of, `strength` is 1.
+    makes one.
     """
 
     pipeline: Pipeline
@@ -53,64 +54,47 @@ class Run:
     width: int
     height: int
     num_images: int
+    strength: float
+    image_guidance_scale: float
     latents: F32 | None = None
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
     image: Image | None = None
-    strength: float = 1.0
+    mask: Image | None = None
+    denoising_end: float | None = None
+    denoising_start: float | None = None
 
     def __post_init__(self) -> None:
-        pick("noise", self.noise, NOISES)
-        multiple = self.pipeline.latent_space.pixels_per_latent
-        for name in ("width", "height"):
-            size = getattr(self, name)
-            if size < 1 or size % multiple:
-                nearest = max(1, round(size / multiple)) * multiple
-                raise UsageError(f"{name} {size}; wanted a positive multiple of {multiple}, such as {nearest}")
-        if self.num_images < 1:
-            raise UsageError(f"num_images {self.num_images}; wanted 1 or more")
-        if not math.isfinite(self.guidance_scale):
-            raise UsageError(f"guidance_scale {self.guidance_scale}; wanted a finite number, such as 7.5")
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed}; wanted 0 or more")
-        for name in ("prompt_2", "negative_prompt_2"):
-            if getattr(self, name) is not None and len(self.pipeline.tokenizers) < 2:
-                raise UsageError(f"{name}: this model has one text encoder; leave it out")
-        wanted = (self.num_images, *self.pipeline.latent_space.shape(self.width, self.height))
-        if self.latents is not None and self.latents.shape != wanted:
-            raise UsageError(
-                f"latents of shape {self.latents.shape}; wanted {wanted} "
-                f"for num_images {self.num_images}, width {self.width}, height {self.height}"
-            )
-        if self.image is not None and self.latents is not None:
-            raise UsageError("latents and an image to start from; wanted one of them")
-        if not len(self):
-            raise UsageError(
-                f"strength {self.strength} of {self.num_inference_steps} steps leaves none to do; "
-                f"wanted 1/{self.num_inference_steps} or more"
-            )
+        check_run(self)
 
     @property
     def first_call(self) -> int:
         """The call of the scheduler with which the run begins."""
-        return start_call(self.scheduler, self.num_inference_steps, self.strength)
+        return self.task.first_call(self)
+
+    @property
+    def stop(self) -> int:
+        """The first call that is left out."""
+        return len(self.tables.timesteps) if self.denoising_end is None else call_at(self, self.denoising_end)
 
     def __len__(self) -> int:
-        return len(self.tables.timesteps) - self.first_call
+        return max(0, self.stop - self.first_call)
 
     def __iter__(self) -> Iterator[Step]:
         """Compute each step when it is asked for.
 
         Warns:
             PromptTruncated: a prompt has more tokens than the text encoder reads.
-            ImageResized: `image` has another size.
+            ImageResized: a picture to start from, or a mask, has another size.
         """
         unet = self.pipeline.bundle.engine("unet")
         guidance = self.task.guidance(self)
         noise = NOISES[self.noise](self.seed, self.num_images)
         start = self.task.begin(self, noise)
-        predict = Denoiser.over(unet, guidance, condition(self, unet.spec, guidance), start.channels)
-        return denoise(predict, self.tables, start.latents, noise, start=start.call)
+        constants = condition(self, unet.spec, guidance)
+        channels = None if start.channels is None else guidance.channels(start.channels)
+        predict = Denoiser(unet.bind(constants), guidance, channels)
+        return denoise(predict, self.tables, start.latents, noise, start=self.first_call, stop=self.stop)
 
     def images(self, latents: F32) -> list[GeneratedImage]:
         """Pictures of the latents of one of the steps, with their parameters."""
@@ -122,17 +106,20 @@ class Run:
         return Parameters(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
+            prompt_2=self.prompt_2,
+            negative_prompt_2=self.negative_prompt_2,
             num_inference_steps=self.num_inference_steps,
             scheduler=self.scheduler,
             sigmas=self.sigmas,
             guidance_scale=self.guidance_scale,
-            strength=None if self.image is None else self.strength,
             seed=self.seed + k if self.latents is None else None,
             noise=self.noise,
             width=self.width,
             height=self.height,
             model=self.pipeline.bundle.manifest.source,
             version=f"edgediffusion {__version__}",
+            denoising_start=self.denoising_start,
+            **{name: getattr(self, name) for name in self.task.options},
         )
 
 
@@ -144,30 +131,26 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
     """
     space, family = pipeline.latent_space, pipeline.bundle.family
     given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
-    if "strength" in given and "image" not in given:
-        raise UsageError(f"strength {given['strength']} of no image; give the image to start from as well")
-    defaults: dict[str, Any] = {"noise": "numpy", "width": space.width, "height": space.height, "num_images": 1}
-    defaults |= dataclasses.asdict(family.defaults)
+    task = choose(family.pipelines, given)
+    size = space.width, space.height
     if "image" in given:
         pipeline.bundle.prefetch("vae_encoder")
-        defaults["width"], defaults["height"] = space.whole(*given["image"].size)
-    else:
-        defaults["strength"] = 1.0
-    chosen = defaults | given
+        size = space.whole(*given["image"].size)
+    defaults: dict[str, Any] = {"noise": "numpy", "width": size[0], "height": size[1], "num_images": 1}
+    chosen = defaults | dataclasses.asdict(family.defaults) | given
     name = short_name(chosen.pop("scheduler", pipeline.scheduler_config.get("_class_name", "")))
     sigmas = chosen.pop("sigmas", None)
     config = with_mu(pipeline.scheduler_config, space.shape(chosen["width"], chosen["height"]))
     seed = chosen.pop("seed", None)
+    chosen |= {key: float(chosen[key]) for key in NUMBERS & chosen.keys()}
     return Run(
         pipeline=pipeline,
-        task=choose(family.pipelines, chosen),
+        task=task,
         prompt=prompt,
         negative_prompt=negative_prompt,
         scheduler=name,
         sigmas=sigmas if sigmas is None or isinstance(sigmas, str) else ",".join(map(str, sigmas)),
         tables=make_scheduler(name, config, chosen["num_inference_steps"], sigmas=sigmas),
         seed=secrets.randbits(32) if seed is None else seed,
-        guidance_scale=float(chosen.pop("guidance_scale")),
-        strength=float(chosen.pop("strength")),
         **chosen,
     )

@@ -27,6 +27,10 @@ class Settings(TypedDict, total=False):
     prompt_2, negative_prompt_2: what SDXL's second text encoder reads; by default what the first one does.
     image: a picture to start from, of any mode; it is resized to width and height.
     strength: how much of it may change, 0 to 1: that part of the steps is done. The default is the family's.
+    mask: for a model made to inpaint, where `image` is painted anew: where the mask is light. It is resized as well.
+    image_guidance_scale: how closely instruct-pix2pix keeps to `image`, from 1 up. The default is the family's.
+    denoising_end: stop after this fraction of the training's timesteps, between 0 and 1, and leave noise in `latents`.
+    denoising_start: go on from there, with `latents` as another model left them.
     """
 
     num_inference_steps: int | None
@@ -43,3 +47,7 @@ class Settings(TypedDict, total=False):
     negative_prompt_2: str | None
     image: Image | None
     strength: float | None
+    mask: Image | None
+    image_guidance_scale: float | None
+    denoising_end: float | None
+    denoising_start: float | None

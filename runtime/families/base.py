@@ -27,6 +27,7 @@ class Defaults:
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
     strength: float = 0.8
+    image_guidance_scale: float = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)

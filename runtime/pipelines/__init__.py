@@ -7,29 +7,40 @@ from collections.abc import Iterable
 from edgediffusion.engines.errors import UsageError
 
 from .base import Start, Task
+from .handover import HANDOVER
 from .image2image import IMAGE2IMAGE
+from .inpaint import INPAINT
+from .pix2pix import PIX2PIX
 from .text2image import TEXT2IMAGE
 
-PIPELINES: dict[str, Task] = {"text2image": TEXT2IMAGE, "image2image": IMAGE2IMAGE}
-# What a run can start from beside a prompt.
+PIPELINES: dict[str, Task] = {
+    "handover": HANDOVER,
+    "image2image": IMAGE2IMAGE,
+    "inpaint": INPAINT,
+    "pix2pix": PIX2PIX,
+    "text2image": TEXT2IMAGE,
+}
+# What a run can start from beside a prompt, and what only some can be told.
 INPUTS = frozenset[str]().union(*(task.takes for task in PIPELINES.values()))
+OPTIONS = frozenset[str]().union(*(task.options for task in PIPELINES.values()))
 
-__all__ = ["INPUTS", "PIPELINES", "Start", "Task", "choose"]
+__all__ = ["PIPELINES", "Start", "Task", "choose"]
 
 
 def choose(names: Iterable[str], settings: Iterable[str]) -> Task:
     """Of the pipelines `names`, which are those of a family, the one that takes what there is among `settings`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or one of `settings` has no say in it.
     """
-    given = INPUTS.intersection(settings)
-    tasks = [PIPELINES[name] for name in names]
-    for task in tasks:
-        if task.takes == given:
-            return task
-    wanted = ", or ".join(_list(task.takes) for task in tasks)
-    raise UsageError(f"got {_list(given)}; this model wants {wanted}")
+    given = set(settings)
+    tasks = {PIPELINES[name].takes: PIPELINES[name] for name in names}
+    if (inputs := INPUTS & given) not in tasks:
+        raise UsageError(f"got {_list(inputs)}; this model wants {', or '.join(map(_list, tasks))}")
+    task = tasks[inputs]
+    if idle := sorted(OPTIONS & given - task.options):
+        raise UsageError(f"{idle[0]} has no effect on what this model draws from {_list(inputs)}; leave it out")
+    return task
 
 
 def _list(inputs: Iterable[str]) -> str:

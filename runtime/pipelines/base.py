@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """`latents` (num_images, channels, height, width) to hand to call `call` of the scheduler.
+    """The latents (num_images, channels, height, width) to begin with.
 
     `channels` is what the UNet is shown behind them in every step, (num_images, further channels, height, width).
     """
 
     latents: F32
-    call: int = 0
     channels: F32 | None = None
 
 
@@ -38,9 +37,12 @@ def guide(run: Run) -> Guidance:
 class Task:
     """One kind of pipeline. `begin` draws from the noise in the order in which diffusers draws.
 
-    `takes` are the settings that it cannot do without, and by which it is told from the others.
+    `takes` are the settings that it cannot do without, and by which it is told from the others; `options` are those
+    that have a say in it and not in all others. `first_call` is the call of the scheduler that gets the latents.
     """
 
-    takes: frozenset[str] = frozenset()
     begin: Callable[[Run, NoiseSource], Start]
+    takes: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset()
+    first_call: Callable[[Run], int] = lambda run: 0
     guidance: Callable[[Run], Guidance] = guide

@@ -12,35 +12,46 @@ import numpy as np
 from ..arrays import F32
 from ..images import from_pil
 from ..noise import NoiseSource
+from ..schedulers import start_call
 from .base import Start, Task
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from ..pipeline import Pipeline
     from ..run import Run
 
 
-def encode(pipeline: Pipeline, image: Image, width: int, height: int, noise: NoiseSource) -> F32:
-    """Latents of a picture, one sample of their distribution for each picture of the run, whose noise it draws.
+def first_call(run: Run) -> int:
+    """What `strength` leaves out."""
+    return start_call(run.scheduler, run.num_inference_steps, run.strength)
 
-    Shape (num_images, channels, height / 8, width / 8), scaled for the UNet.
 
-    Warns:
-        ImageResized: the picture has another size.
+def encode(run: Run, sample: F32, noise: NoiseSource) -> F32:
+    """Latents of a picture (1, 3, height, width), (num_images, channels, height / 8, width / 8) as the UNet has them.
+
+    Each picture of the run has its own sample of what the encoder says; AutoencoderTiny leaves nothing to draw.
     """
-    space = pipeline.latent_space
-    feeds = {"sample": from_pil(image, width, height)}
-    parameters = pipeline.bundle.engine("vae_encoder")(feeds)["latent_parameters"]
-    return space.from_encoder(parameters, noise.normal(space.shape(width, height)))
+    space = run.pipeline.latent_space
+    encoded = run.pipeline.bundle.engine("vae_encoder")({"sample": sample})
+    if "latent_parameters" in encoded:
+        return space.from_encoder(encoded["latent_parameters"], noise.normal(space.shape(run.width, run.height)))
+    return space.for_unet(encoded["latent_sample"]).repeat(run.num_images, axis=0)
+
+
+def begin_with(run: Run, sample: F32, noise: NoiseSource) -> Start:
+    """The latents of a picture, with the noise of the run's first call."""
+    image_latents = encode(run, sample, noise)
+    latents = run.tables.add_noise(image_latents, noise.normal(image_latents.shape[1:]), run.first_call)
+    return Start(latents.astype(np.float32))
 
 
 def begin(run: Run, noise: NoiseSource) -> Start:
-    """The latents of the run's `image`, with the noise of the run's first call."""
+    """With the run's `image`."""
     assert run.image is not None
-    image_latents = encode(run.pipeline, run.image, run.width, run.height, noise)
-    latents = run.tables.add_noise(image_latents, noise.normal(image_latents.shape[1:]), run.first_call)
-    return Start(latents.astype(np.float32), run.first_call)
+    return begin_with(run, from_pil(run.image, run.width, run.height), noise)
 
 
-IMAGE2IMAGE = Task(takes=frozenset({"image"}), begin=begin)
+IMAGE2IMAGE = Task(
+    takes=frozenset({"image"}),
+    options=frozenset({"strength", "denoising_end"}),
+    first_call=first_call,
+    begin=begin,
+)

@@ -21,4 +21,4 @@ def begin(run: Run, noise: NoiseSource) -> Start:
     return Start(latents.astype(np.float32) * run.tables.init_noise_sigma)
 
 
-TEXT2IMAGE = Task(begin=begin)
+TEXT2IMAGE = Task(begin=begin, options=frozenset({"denoising_end"}))

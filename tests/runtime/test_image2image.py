@@ -80,12 +80,12 @@ def test_the_strength_is_in_the_parameters(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"strength": 0.5}, "strength 0.5 of no image; give the image to start from as well"),
+        ({"strength": 0.5}, "strength has no effect on what this model draws from a prompt; leave it out"),
         ({"image": NOISY, "strength": -0.1}, "strength -0.1; wanted 0 to 1"),
         ({"image": NOISY, "strength": 1.01}, "strength 1.01; wanted 0 to 1"),
         ({"image": NOISY, "strength": float("nan")}, "strength nan; wanted 0 to 1"),
-        ({"image": NOISY, "strength": 0}, "strength 0.0 of 20 steps leaves none to do; wanted 1/20 or more"),
-        ({"image": NOISY, "strength": 0.04}, "strength 0.04 of 20 steps leaves none to do; wanted 1/20 or more"),
+        ({"image": NOISY, "strength": 0}, "strength 0.0: of 20 steps none is left to do; take more of them"),
+        ({"image": NOISY, "strength": 0.04}, "strength 0.04: of 20 steps none is left to do; take more of them"),
         (
             {"image": NOISY, "latents": np.zeros((1, 4, 2, 3), np.float32)},
             "latents and an image to start from; wanted one of them",

@@ -166,7 +166,7 @@ def test_a_run_resumed_in_the_middle(pipeline: Pipeline, opened: Opened) -> None
     whole = list(run)
     embeds = opened.calls[1][1]["encoder_hidden_states"]
     for cut in whole[:-1]:
-        predict = Denoiser.over(pipeline.bundle.engine("unet"), NO_GUIDANCE, {"encoder_hidden_states": embeds})
+        predict = Denoiser(pipeline.bundle.engine("unet").bind({"encoder_hidden_states": embeds}), NO_GUIDANCE)
         *_, last = denoise(predict, run.tables, cut.latents, NumpyNoise(0), start=cut.index + 1, history=cut.history)
         assert last.index == 5
         np.testing.assert_array_equal(last.latents, whole[-1].latents)

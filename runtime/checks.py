@@ -1,0 +1,72 @@
+"""What a run cannot be told, refused before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from edgediffusion.engines.errors import UsageError
+
+from .noise import NOISES
+from .schedulers.config import pick
+
+if TYPE_CHECKING:
+    from .run import Run
+
+_SCALES = ("guidance_scale", "image_guidance_scale")
+
+
+def check_run(run: Run) -> None:
+    """Look at all that one setting, or several together, can get wrong.
+
+    Raises:
+        UsageError: something did.
+    """
+    pick("noise", run.noise, NOISES)
+    for check in (_check_numbers, _check_sizes, _check_start, _check_texts):
+        check(run)
+
+
+def _check_numbers(run: Run) -> None:
+    if run.num_images < 1:
+        raise UsageError(f"num_images {run.num_images}; wanted 1 or more")
+    if run.seed < 0:
+        raise UsageError(f"seed {run.seed}; wanted 0 or more")
+    for name in _SCALES:
+        if not math.isfinite(scale := getattr(run, name)):
+            raise UsageError(f"{name} {scale}; wanted a finite number, such as 7.5")
+
+
+def _check_sizes(run: Run) -> None:
+    multiple = run.pipeline.latent_space.pixels_per_latent
+    for name in ("width", "height"):
+        size = getattr(run, name)
+        if size < 1 or size % multiple:
+            nearest = max(1, round(size / multiple)) * multiple
+            raise UsageError(f"{name} {size}; wanted a positive multiple of {multiple}, such as {nearest}")
+
+
+def _check_start(run: Run) -> None:
+    wanted = (run.num_images, *run.pipeline.latent_space.shape(run.width, run.height))
+    if run.latents is not None and run.latents.shape != wanted:
+        raise UsageError(
+            f"latents of shape {run.latents.shape}; wanted {wanted} "
+            f"for num_images {run.num_images}, width {run.width}, height {run.height}"
+        )
+    if run.image is not None and run.latents is not None:
+        raise UsageError("latents and an image to start from; wanted one of them")
+    for name in ("denoising_start", "denoising_end"):
+        if (fraction := getattr(run, name)) is not None and not 0 < fraction < 1:
+            raise UsageError(f"{name} {fraction}; wanted a number between 0 and 1")
+    if run.denoising_start is not None and run.latents is None:
+        raise UsageError(f"denoising_start {run.denoising_start}; wanted the latents that were left there as well")
+    if not len(run):
+        fractions = {name: getattr(run, name) for name in ("strength", "denoising_start", "denoising_end")}
+        told = ", ".join(f"{name} {value}" for name, value in fractions.items() if value is not None)
+        raise UsageError(f"{told}: of {run.num_inference_steps} steps none is left to do; take more of them")
+
+
+def _check_texts(run: Run) -> None:
+    for name in ("prompt_2", "negative_prompt_2"):
+        if getattr(run, name) is not None and len(run.pipeline.tokenizers) < 2:
+            raise UsageError(f"{name}: this model has one text encoder; leave it out")
