@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from edgediffusion import __version__
 from edgediffusion.engines.errors import BackendUnavailable, EdgeDiffusionError, UnknownName, UsageError
@@ -128,25 +128,13 @@ def generate(arguments: Sequence[str]) -> int:
 
     from .images import open_image
     from .pipeline import Pipeline
+    from .settings import Settings
 
-    image = None if options.init_image is None else open_image(options.init_image)
-    width, height = options.size
+    settings: Any = {name: value for name, value in vars(options).items() if name in Settings.__annotations__}
+    settings |= {name: open_image(path) for name in ("image", "mask") if (path := settings[name]) is not None}
+    settings["width"], settings["height"] = options.size
     with Pipeline.load(options.bundle, backend=options.backend, device=options.device) as pipeline:
-        run = pipeline.steps(
-            options.prompt,
-            options.negative_prompt,
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            scheduler=options.scheduler,
-            sigmas=options.sigmas,
-            seed=options.seed,
-            noise=options.noise,
-            width=width,
-            height=height,
-            num_images=options.num_images,
-            image=image,
-            strength=options.strength,
-        )
+        run = pipeline.steps(options.prompt, options.negative_prompt, **settings)
         for step in _with_progress(run):
             latents = step.latents
         for picture in run.images(latents):
@@ -161,6 +149,8 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("-o", "--output", type=Path, metavar="FILE", help="the PNG to write; named after the prompt when left out")
     add("--force", action="store_true", help="overwrite FILE; else the next free number is added to its name")
     add("--negative-prompt", type=_text, default="", metavar="TEXT", help="what not to draw")
+    add("--prompt-2", type=_text, metavar="TEXT", help="for SDXL's second text encoder; default: the prompt")
+    add("--negative-prompt-2", type=_text, metavar="TEXT", help="for the same; default: the negative prompt")
     add("--num-inference-steps", type=int, metavar="N", help="default: what suits the model")
     add("--scheduler", metavar="NAME", help="see: edgediffusion schedulers; default: the model's own")
     add(
@@ -175,8 +165,10 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
     add(
         "--size", type=_size, default=(None, None), metavar="WxH", help="in pixels; default: what the model is made for"
     )
-    add("--init-image", type=Path, metavar="FILE", help="a picture to start from, resized to the size to draw")
+    add("--init-image", type=Path, dest="image", metavar="FILE", help="a picture to start from, resized to --size")
     add("--strength", type=float, metavar="X", help="how much of it may change, 0 to 1; default: what suits the model")
+    add("--mask", type=Path, metavar="FILE", help="with a model that inpaints: what is light in it is drawn anew")
+    add("--image-guidance-scale", type=float, metavar="X", help="how closely instruct-pix2pix keeps to the picture")
     add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
     add("--backend", default="ort", metavar="NAME", help="default: %(default)s")

@@ -119,6 +119,16 @@ def test_the_options_reach_the_pipeline(bundle_path: Path, opened: Opened, tmp_p
         np.testing.assert_array_equal(np.asarray(written), np.asarray(drawn.image))
 
 
+def test_a_mask_for_a_model_that_does_not_inpaint(
+    bundle_path: Path, opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    NOISY.save(tmp_path / "a.png")
+    options = f"--init-image {tmp_path}/a.png --mask {tmp_path}/a.png -o {tmp_path}/out.png"
+    assert main(["generate", "a car", "--bundle", str(bundle_path), *options.split()]) == 2
+    message = "got a prompt + image + mask; this model wants a prompt, or a prompt + image"
+    assert capsys.readouterr().err == f"edgediffusion: error: {message}\n"
+
+
 def test_a_picture_lies_as_its_camera_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise
