@@ -29,15 +29,14 @@ def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample) -> onnx.ModelPr
     Free dimensions of `spec` stay free. Parameters are initializers under their PyTorch names, without data: external,
     at a place that means nothing yet.
     """
-    arguments = tuple(torch.from_numpy(example.feeds[tensor.name]) for tensor in spec.inputs)
-    free = tuple(
-        {i: torch.export.Dim.DYNAMIC for i, d in enumerate(tensor.shape) if isinstance(d, str)}
+    arguments = {tensor.name: torch.from_numpy(example.feeds[tensor.name]) for tensor in spec.inputs}
+    free = {
+        tensor.name: {i: torch.export.Dim.DYNAMIC for i, d in enumerate(tensor.shape) if isinstance(d, str)}
         for tensor in spec.inputs
-    )
+    }
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
-            torch.export.export(module, arguments, dynamic_shapes=free),
-            arguments,
+            torch.export.export(module, (), arguments, dynamic_shapes=free),
             dynamo=True,
             optimize=False,
             opset_version=OPSET,

@@ -25,7 +25,7 @@ def references(module: nn.Module, spec: GraphSpec, samples: Sequence[Sample]) ->
     results = []
     with torch.inference_mode():
         for sample in samples:
-            output = module(*(torch.from_numpy(sample.feeds[tensor.name]) for tensor in spec.inputs))
+            output = module(**{tensor.name: torch.from_numpy(sample.feeds[tensor.name]) for tensor in spec.inputs})
             values = output if isinstance(output, tuple) else (output,)
             results.append({t.name: value.numpy() for t, value in zip(spec.outputs, values, strict=True)})
     return results

@@ -1,4 +1,4 @@
-"""Networks with flat signatures: tensors in, tensors out, in the order of their `GraphSpec`.
+"""Networks with flat signatures: the inputs of their `GraphSpec` by name, its outputs in order.
 
 The names of their parameters are the keys of the weights file, so nothing is ever renamed between torch and the graph.
 """
@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from .sources import Config
 
@@ -17,15 +23,31 @@ from .sources import Config
 class TextEncoder(nn.Module):
     """CLIP's text tower, under the prefix `text_model.` that transformers 5 has dropped."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, hidden_states: bool) -> None:
         super().__init__()
         model = CLIPTextModel(CLIPTextConfig.from_dict(config))
         self.text_model: nn.Module = getattr(model, "text_model", model)
+        self.hidden_states = hidden_states
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, 77) token ids -> (batch, 77, d) last_hidden_state, (batch, d) pooler_output."""
-        output = self.text_model(input_ids=input_ids)
-        return output.last_hidden_state, output.pooler_output
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """(batch, 77) token ids -> (batch, 77, d) last_hidden_state, (batch, d) pooler_output, hidden_states."""
+        output = self.text_model(input_ids=input_ids, output_hidden_states=self.hidden_states)
+        return output.last_hidden_state, output.pooler_output, *(output.hidden_states or ())
+
+
+class ProjectedTextEncoder(nn.Module):
+    """CLIP's text tower and its projection into the space that it shares with pictures."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config))
+        self.text_model = model.text_model
+        self.text_projection = model.text_projection
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """(batch, 77) token ids -> (batch, p) text_embeds, (batch, 77, d) last_hidden_state, hidden_states."""
+        output = self.text_model(input_ids=input_ids, output_hidden_states=True)
+        return self.text_projection(output.pooler_output), output.last_hidden_state, *output.hidden_states
 
 
 class ImageEncoder(nn.Module):
@@ -46,10 +68,23 @@ class ImageEncoder(nn.Module):
 class UNet(UNet2DConditionModel):
     """The denoiser. A subclass, so that its parameters keep their names."""
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        """(batch, 4, height, width), (1,), (batch, 77, d) -> out_sample (batch, 4, height, width)."""
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> Tensor:
+        """(batch, c, height, width), (1,), (batch, 77, d) and what else `unet_spec` names -> out_sample."""
         out_sample: Tensor = super().forward(  # type: ignore[misc]
-            sample, timestep, encoder_hidden_states, return_dict=False
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=timestep_cond,
+            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            return_dict=False,
         )[0]
         return out_sample
 
@@ -82,6 +117,50 @@ class VaeEncoder(nn.Module):
         """(batch, 3, height, width) in [-1, 1] -> (batch, 8, height / 8, width / 8)."""
         latent_parameters: Tensor = self.quant_conv(self.encoder(sample))
         return latent_parameters
+
+
+class TinyVaeDecoder(nn.Module):
+    """Latents to picture, by the small decoder of https://github.com/madebyollin/taesd."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        vae: Any = from_config(AutoencoderTiny, config)
+        self.decoder = vae.decoder
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        """(batch, 4, height, width) as the UNet has them -> (batch, 3, 8 height, 8 width) in about [-1, 1]."""
+        sample: Tensor = self.decoder(latent_sample)
+        return sample
+
+
+class TinyVaeEncoder(nn.Module):
+    """Picture to latents, by the small encoder of https://github.com/madebyollin/taesd."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        vae: Any = from_config(AutoencoderTiny, config)
+        self.encoder = vae.encoder
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """(batch, 3, height, width) in [-1, 1] -> (batch, 4, height / 8, width / 8) as the UNet has them."""
+        latent_sample: Tensor = self.encoder(sample)
+        return latent_sample
+
+
+VAES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "AutoencoderKL": (VaeEncoder, VaeDecoder),
+    "AutoencoderTiny": (TinyVaeEncoder, TinyVaeDecoder),
+}
+
+
+def vae_encoder(config: Config) -> nn.Module:
+    """The encoder of the autoencoder that `config` describes; KeyError where its class is none of `VAES`."""
+    return VAES[config["_class_name"]][0](config)
+
+
+def vae_decoder(config: Config) -> nn.Module:
+    """The decoder of the autoencoder that `config` describes; KeyError where its class is none of `VAES`."""
+    return VAES[config["_class_name"]][1](config)
 
 
 def unet(config: Config) -> nn.Module:

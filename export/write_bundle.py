@@ -109,7 +109,8 @@ def _copy_settings(source: Source, bundle: Path) -> None:
         if (source.settings / name).is_file():
             (bundle / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.settings / name, bundle / name)
-    write_tokenizer(source.settings / "tokenizer", bundle / "tokenizer")
+    for tokenizer in RUNTIME_FAMILIES[source.family].tokenizers:
+        write_tokenizer(source.settings / tokenizer, bundle / tokenizer)
     left_out = (key for key in source.index if key in OPTIONAL and not (bundle / key).is_dir())
     index = source.index | {key: [None, None] for key in left_out}
     (bundle / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -147,8 +147,7 @@ def _inside(bundle: Path, name: str) -> Path:
 
 
 def _check_graphs(bundle: Path, manifest: Manifest, family: Family) -> None:
-    wanted = {component.folder for component in family.components if not component.optional}
-    if missing := wanted - manifest.graphs.keys():
+    if missing := family.required - manifest.graphs.keys():
         raise BundleError(f"{bundle}: no graph of {', '.join(sorted(missing))} in the manifest; {_REMEDY}")
     for graph in manifest.graphs.values():
         for name in (graph.model, graph.weights):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,72 +50,176 @@ SCHEDULER: dict[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-INDEX: dict[str, Any] = {
-    "_class_name": "StableDiffusionPipeline",
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
+PROJECTED_CLIP = CLIP | {"hidden_size": 24, "num_hidden_layers": 3, "projection_dim": 20, "hidden_act": "gelu"}
+XL_UNET = UNET | {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": [1, 2],
+    "attention_head_dim": [2, 4],
+    "use_linear_projection": True,
+    "cross_attention_dim": CLIP["hidden_size"] + PROJECTED_CLIP["hidden_size"],
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": PROJECTED_CLIP["projection_dim"] + 6 * 8,
+}
+REFINER_UNET = XL_UNET | {
+    "cross_attention_dim": PROJECTED_CLIP["hidden_size"],
+    "projection_class_embeddings_input_dim": PROJECTED_CLIP["projection_dim"] + 5 * 8,
+}
+EULER = SCHEDULER | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """What a tiny checkpoint is made from: a text encoder is a config of CLIP, or None where there is none."""
+
+    pipeline: str = "StableDiffusionPipeline"
+    text_encoder: dict[str, Any] | None = field(default_factory=lambda: CLIP)
+    text_encoder_2: dict[str, Any] | None = None
+    image_encoder: dict[str, Any] | None = None
+    unet: dict[str, Any] = field(default_factory=lambda: UNET)
+    vae: dict[str, Any] = field(default_factory=lambda: VAE)
+    scheduler: dict[str, Any] = field(default_factory=lambda: SCHEDULER)
+    index: dict[str, Any] = field(default_factory=dict)
+
+
+TINY = {
+    "sd": Tiny(image_encoder=CLIP | {"image_size": 32, "patch_size": 8}),
+    "sdxl": Tiny(
+        pipeline="StableDiffusionXLPipeline",
+        text_encoder_2=PROJECTED_CLIP,
+        unet=XL_UNET,
+        vae=VAE | {"scaling_factor": 0.13025},
+        scheduler=EULER,
+        index={"force_zeros_for_empty_prompt": True},
+    ),
+    "sdxl_refiner": Tiny(
+        pipeline="StableDiffusionXLImg2ImgPipeline",
+        text_encoder=None,
+        text_encoder_2=PROJECTED_CLIP,
+        unet=REFINER_UNET,
+        vae=VAE | {"scaling_factor": 0.13025},
+        scheduler=EULER,
+        index={"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False},
+    ),
 }
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Stable Diffusion 1.x of 0.2M random float16 weights, as diffusers saves one. It draws 64 x 64 pictures."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """By a name of `TINY`, a folder as diffusers saves one, with random float16 weights. It draws 64 x 64 pictures."""
+    made: dict[str, Path] = {}
 
-    folder, size = tmp_path_factory.mktemp("tiny"), len(VOCABULARY)
-    diffusion: Any = UNet2DConditionModel
-    autoencoder: Any = AutoencoderKL
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        models: dict[str, Any] = {
-            "text_encoder": CLIPTextModel(
-                CLIPTextConfig(**CLIP, vocab_size=size, bos_token_id=size - 2, eos_token_id=size - 1)
-            ),
-            "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP, image_size=32, patch_size=8)),
-            "unet": diffusion(**UNET),
-            "vae": autoencoder(**VAE),
-        }
-        # Fresh networks give next to nothing; these predict noise of size one and draw pictures of full contrast.
-        latents, context = torch.randn(4, 4, 8, 8), models["text_encoder"](torch.arange(77)[None]).last_hidden_state
-        unet, vae = models["unet"], models["vae"]
-        unet.conv_out.weight /= unet(latents, 500, context.expand(4, -1, -1)).sample.std()
-        vae.decoder.conv_out.weight /= 2 * vae.decode(latents / 0.18215).sample.std()
-    for name, model in models.items():
-        model.half().save_pretrained(folder / name)
-    _write_settings(folder)
-    return folder
+    def checkpoint(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(f"tiny-{name}")
+            _write_checkpoint(TINY[name], made[name])
+        return made[name]
 
-
-def _write_settings(folder: Path) -> None:
-    special = {"bos_token": VOCABULARY[-2], **dict.fromkeys(("eos_token", "pad_token", "unk_token"), VOCABULARY[-1])}
-    vocabulary = {token: i for i, token in enumerate(VOCABULARY)}
-    files: dict[str, Any] = {
-        "model_index.json": INDEX,
-        "scheduler/scheduler_config.json": SCHEDULER,
-        "tokenizer/vocab.json": vocabulary,
-        "tokenizer/tokenizer_config.json": special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77},
-    }
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n", encoding="utf-8")
+    return checkpoint
 
 
 @pytest.fixture(scope="session")
-def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of `checkpoint`."""
+def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
+    """A Stable Diffusion 1.x of 0.2M weights."""
+    return checkpoints("sd")
+
+
+@pytest.fixture(scope="session")
+def bundles(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundles of `checkpoints`."""
     from edgediffusion.export.write_bundle import export_bundle
 
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(checkpoint, folder)
-    return folder
+    made: dict[str, Path] = {}
+
+    def bundle(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("bundles") / name
+            export_bundle(checkpoints(name), made[name])
+        return made[name]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(bundles: Callable[[str], Path]) -> Path:
+    """The bundle of `checkpoint`."""
+    return bundles("sd")
+
+
+def _write_checkpoint(tiny: Tiny, folder: Path) -> None:
+    import torch
+
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        models = _networks(tiny)
+        _give_contrast(models["unet"], models["vae"])
+    for name, model in models.items():
+        model.half().save_pretrained(folder / name)
+    index = {
+        "_class_name": tiny.pipeline,
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "scheduler": ["diffusers", tiny.scheduler["_class_name"]],
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "image_encoder": [None, None],
+    }
+    for name, model in models.items():
+        index[name] = ["diffusers" if name in ("unet", "vae") else "transformers", type(model).__name__]
+    _write_settings(folder, index | tiny.index, tiny.scheduler, [n for n in models if n.startswith("text_encoder")])
+
+
+def _networks(tiny: Tiny) -> dict[str, Any]:
+    import diffusers
+    import transformers
+
+    size = len(VOCABULARY)
+    tokens: dict[str, Any] = {"vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1}
+    models: dict[str, Any] = {}
+    if tiny.text_encoder is not None:
+        models["text_encoder"] = transformers.CLIPTextModel(transformers.CLIPTextConfig(**tiny.text_encoder, **tokens))
+    if tiny.text_encoder_2 is not None:
+        config = transformers.CLIPTextConfig(**tiny.text_encoder_2, **tokens)
+        models["text_encoder_2"] = transformers.CLIPTextModelWithProjection(config)
+    if tiny.image_encoder is not None:
+        vision = transformers.CLIPVisionConfig(**tiny.image_encoder)
+        models["image_encoder"] = transformers.CLIPVisionModelWithProjection(vision)
+    unet: Any = diffusers.UNet2DConditionModel
+    vae: Any = diffusers.AutoencoderKL
+    return models | {"unet": unet(**tiny.unet), "vae": vae(**tiny.vae)}
+
+
+def _give_contrast(unet: Any, vae: Any) -> None:
+    """Fresh networks give next to nothing; these predict noise of size one and draw pictures of full contrast."""
+    import torch
+
+    config = unet.config
+    added: dict[str, Any] = {}
+    if config.addition_embed_type:
+        width = PROJECTED_CLIP["projection_dim"]
+        time_ids = (config.projection_class_embeddings_input_dim - width) // config.addition_time_embed_dim
+        added = {"text_embeds": torch.randn(4, width), "time_ids": torch.full((4, time_ids), 64.0)}
+    latents, context = torch.randn(4, config.in_channels, 8, 8), torch.randn(4, 77, config.cross_attention_dim)
+    unet.conv_out.weight /= unet(latents, 500, context, added_cond_kwargs=added).sample.std()
+    vae.decoder.conv_out.weight /= 2 * vae.decode(latents[:, :4] / vae.config.scaling_factor).sample.std()
+
+
+def _write_settings(folder: Path, index: dict[str, Any], scheduler: dict[str, Any], text_encoders: list[str]) -> None:
+    special = {"bos_token": VOCABULARY[-2], **dict.fromkeys(("eos_token", "pad_token", "unk_token"), VOCABULARY[-1])}
+    tokenizer_config = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in text_encoders]
+    files: dict[str, Any] = {
+        "model_index.json": index | {name: ["transformers", "CLIPTokenizer"] for name in tokenizers},
+        "scheduler/scheduler_config.json": scheduler,
+    }
+    for name in tokenizers:
+        files[f"{name}/vocab.json"] = {token: i for i, token in enumerate(VOCABULARY)}
+        files[f"{name}/tokenizer_config.json"] = tokenizer_config
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    for name in tokenizers:
+        (folder / name / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n", encoding="utf-8")

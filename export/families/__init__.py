@@ -1,10 +1,42 @@
-"""How each family of `edgediffusion.runtime.families` is exported: the same names, a module each."""
+"""How each family of `edgediffusion.runtime.families` is exported: its components, in the order in which they need
+one another. What a component's config can say is not said here."""
 
 from __future__ import annotations
 
 from .base import Network, Sample, Seen
-from .sd1 import SD1
+from .images import IMAGE_ENCODER
+from .text import TEXT_ENCODER_2, text_encoder
+from .unet import unet_network
+from .vae import VAE
 
-FAMILIES: dict[str, dict[str, Network]] = {"sd1": SD1}
+SD = {
+    "text_encoder": text_encoder(hidden_states=False),
+    **VAE,
+    "unet": unet_network(),
+    "image_encoder": IMAGE_ENCODER,
+}
+SDXL = {
+    "text_encoder": text_encoder(hidden_states=True),
+    "text_encoder_2": TEXT_ENCODER_2,
+    **VAE,
+    "unet": unet_network(),
+    "image_encoder": IMAGE_ENCODER,
+}
+SDXL_REFINER = {
+    "text_encoder_2": TEXT_ENCODER_2,
+    **VAE,
+    "unet": unet_network(time_ids=5),
+    "image_encoder": IMAGE_ENCODER,
+}
+
+FAMILIES: dict[str, dict[str, Network]] = {
+    "lcm": SD,
+    "sd": SD,
+    "sd_inpaint": SD,
+    "sd_pix2pix": SD,
+    "sdxl": SDXL,
+    "sdxl_inpaint": SDXL,
+    "sdxl_refiner": SDXL_REFINER,
+}
 
 __all__ = ["FAMILIES", "Network", "Sample", "Seen"]

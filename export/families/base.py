@@ -28,8 +28,9 @@ Seen = Mapping[str, list[dict[str, Array]]]
 class Network:
     """One component. `folders` are where a checkpoint may keep it, `renames` and `skip` those of `sources.select`.
 
-    `samples` are realistic inputs, made from what earlier components gave; the first one is the example that is traced,
-    so its batch is 2 and its sizes are odd, and nothing about them becomes a constant of the graph.
+    `module` takes the inputs of `spec` by name and returns its outputs in order. `samples` are realistic inputs, made
+    from what earlier components gave; the first one is the example that is traced, so its batch is 2 and its sizes are
+    odd, and nothing about them becomes a constant of the graph.
     """
 
     module: Callable[[Config], nn.Module]
@@ -38,3 +39,6 @@ class Network:
     folders: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     skip: tuple[str, ...] = ()
+
+
+POSITION_IDS = r".*\.position_ids$"  # a buffer that transformers before 4.31 saved

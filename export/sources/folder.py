@@ -64,9 +64,17 @@ def open_folder(folder: Path) -> Source:
     if not (folder / MODEL_INDEX).is_file():
         raise ExportError(f"{folder}: not a diffusers folder ({MODEL_INDEX} is missing)")
     index = read_json(folder / MODEL_INDEX)
-    pipeline_class = str(index.get("_class_name"))
-    known = {name: family for family, record in FAMILIES.items() for name in record.pipeline_classes}
-    if pipeline_class not in known:
-        raise UnknownName(f"pipeline class in {folder / MODEL_INDEX}", pipeline_class, known)
     parts = {path.parent.name: FolderPart(path.parent) for path in sorted(folder.glob("*/config.json"))}
-    return Source(name=folder.resolve().name, settings=folder, family=known[pipeline_class], index=index, parts=parts)
+    return Source(name=folder.resolve().name, settings=folder, family=_family(index, folder), index=index, parts=parts)
+
+
+def _family(index: Config, folder: Path) -> str:
+    """The first family that has the pipeline class, and needs nothing that is null in `index`."""
+    pipeline_class = str(index.get("_class_name"))
+    families = {name: family for name, family in FAMILIES.items() if pipeline_class in family.pipeline_classes}
+    if not families:
+        known = {name for family in FAMILIES.values() for name in family.pipeline_classes}
+        raise UnknownName(f"pipeline class in {folder / MODEL_INDEX}", pipeline_class, known)
+    absent = {name for name, kind in index.items() if kind == [None, None]}
+    whole = (name for name, family in families.items() if absent.isdisjoint(family.required))
+    return next(whole, next(iter(families)))

@@ -1,10 +1,19 @@
-"""The model families that can be run. To add one: a module here, a module of the same name in `export/families/`."""
+"""The model families that can be run. To add one: a record here, and one of the same name in `export/families/`."""
 
 from __future__ import annotations
 
 from .base import Component, Family
-from .sd1 import SD1
+from .sd import LCM, SD, SD_INPAINT, SD_PIX2PIX
+from .sdxl import SDXL, SDXL_INPAINT, SDXL_REFINER
 
-FAMILIES: dict[str, Family] = {"sd1": SD1}
+FAMILIES: dict[str, Family] = {
+    "lcm": LCM,
+    "sd": SD,
+    "sd_inpaint": SD_INPAINT,
+    "sd_pix2pix": SD_PIX2PIX,
+    "sdxl": SDXL,
+    "sdxl_inpaint": SDXL_INPAINT,
+    "sdxl_refiner": SDXL_REFINER,
+}
 
 __all__ = ["FAMILIES", "Component", "Family"]

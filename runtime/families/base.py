@@ -49,3 +49,17 @@ class Family:
     text_layer: int | None = None
     force_zeros_for_empty_prompt: bool = False
     defaults: Defaults = Defaults()
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The folders of the components that it cannot do without."""
+        return frozenset(component.folder for component in self.components if not component.optional)
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """The folders of its tokenizers."""
+        return tuple(component.tokenizer for component in self.components if component.tokenizer is not None)
+
+
+UNET_AND_VAE = (Component(folder="unet"), Component(folder="vae_decoder"), Component(folder="vae_encoder"))
+IMAGE_ENCODER = Component(folder="image_encoder", weights="model.safetensors", optional=True)

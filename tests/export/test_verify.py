@@ -71,6 +71,6 @@ def test_error_is_relative_to_the_largest_value_unless_that_is_zero() -> None:
 
 def test_the_reference_is_computed_without_gradients() -> None:
     layer = nn.Linear(2, 2)
-    spec = GraphSpec("linear", (TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (2,)),))
-    (outputs,) = references(layer, spec, [SAMPLES[1]])
+    spec = GraphSpec("linear", (TensorSpec("input", "float32", (2,)),), (TensorSpec("y", "float32", (2,)),))
+    (outputs,) = references(layer, spec, [Sample("", {"input": np.array([1, 2], np.float32)})])
     assert np.array_equal(outputs["y"], layer(torch.tensor([1.0, 2.0])).detach().numpy())

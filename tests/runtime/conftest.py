@@ -157,7 +157,7 @@ def bundle_path(tmp_path: Path, clip_tokenizer: Tokenizer) -> Path:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
     manifest = Manifest(
-        family="sd1",
+        family="sd",
         source="a test",
         source_sha256={},
         dtype="float32",

@@ -309,7 +309,7 @@ def test_inspect_a_bundle(bundle: str, capsys: Capture) -> None:
     assert main(["inspect", bundle]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert all(name in out for name in ("sd1", "a test", "text_encoder", "encoder_hidden_states", "out_sample"))
+    assert all(name in out for name in ("family", "a test", "text_encoder", "encoder_hidden_states", "out_sample"))
     assert main(["inspect", bundle, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((Path(bundle) / MANIFEST).read_text())
 

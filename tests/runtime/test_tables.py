@@ -66,7 +66,7 @@ def test_a_manifest(capsys: pytest.CaptureFixture[str]) -> None:
     )
     show_manifest(
         Manifest(
-            family="sd1",
+            family="sd",
             source="a checkpoint",
             source_sha256={},
             dtype="float32",
@@ -80,7 +80,7 @@ def test_a_manifest(capsys: pytest.CaptureFixture[str]) -> None:
     )
     out = " ".join(capsys.readouterr().out.split())
     for expected in (
-        "family sd1",
+        "family sd",
         "source a checkpoint",
         "licence Apache-2.0",
         "dtype float32, weights stored as float16",

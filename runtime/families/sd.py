@@ -1,0 +1,28 @@
+"""Stable Diffusion 1.x and 2.x, which differ in their configs only: one text encoder, a UNet, a VAE."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .base import IMAGE_ENCODER, UNET_AND_VAE, Component, Family
+
+SD = Family(
+    pipeline_classes=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    components=(
+        Component(folder="text_encoder", weights="model.safetensors", tokenizer="tokenizer"),
+        *UNET_AND_VAE,
+        IMAGE_ENCODER,
+    ),
+    scheduler_config={"steps_offset": 1, "clip_sample": False},
+)
+SD_INPAINT = replace(
+    SD,
+    pipeline_classes=("StableDiffusionInpaintPipeline",),
+    scheduler_config={"steps_offset": 1, "skip_prk_steps": True},
+)
+SD_PIX2PIX = replace(SD, pipeline_classes=("StableDiffusionInstructPix2PixPipeline",), scheduler_config={})
+LCM = replace(
+    SD,
+    pipeline_classes=("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
+    scheduler_config={},
+)

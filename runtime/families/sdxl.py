@@ -1,0 +1,22 @@
+"""Stable Diffusion XL (arXiv:2307.01952): two text encoders, of which the refiner has the second only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .base import IMAGE_ENCODER, UNET_AND_VAE, Component, Family
+
+_SECOND = (
+    Component(folder="text_encoder_2", weights="model.safetensors", tokenizer="tokenizer_2"),
+    *UNET_AND_VAE,
+    IMAGE_ENCODER,
+)
+
+SDXL = Family(
+    pipeline_classes=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    components=(Component(folder="text_encoder", weights="model.safetensors", tokenizer="tokenizer"), *_SECOND),
+    text_layer=-2,
+    force_zeros_for_empty_prompt=True,
+)
+SDXL_INPAINT = replace(SDXL, pipeline_classes=("StableDiffusionXLInpaintPipeline",))
+SDXL_REFINER = replace(SDXL, pipeline_classes=("StableDiffusionXLImg2ImgPipeline",), components=_SECOND)
