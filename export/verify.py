@@ -37,15 +37,20 @@ def check_parity(engine: Engine, samples: Sequence[Sample], wanted: Sequence[dic
     Raises:
         ExportError: one of them misses `TOLERANCE`.
     """
-    errors = [relative_error(engine(sample.feeds), want) for sample, want in zip(samples, wanted, strict=True)]
-    worst = int(np.argmax(errors))
-    parity = Parity(error=errors[worst], tolerance=TOLERANCE, worst=samples[worst].label)
+    parity = measure(engine, samples, wanted, TOLERANCE)
     if not parity.error <= parity.tolerance:
         raise ExportError(
             f"{engine.spec.name}: off by {parity.error:.2g} of torch's largest output ({parity.worst}), "
             f"tolerance {parity.tolerance:.2g}; bundle not written"
         )
     return parity
+
+
+def measure(engine: Engine, samples: Sequence[Sample], wanted: Sequence[dict[str, Array]], tolerance: float) -> Parity:
+    """The largest error among the samples, for the caller to hold against `tolerance`."""
+    errors = [relative_error(engine(sample.feeds), want) for sample, want in zip(samples, wanted, strict=True)]
+    worst = int(np.argmax(errors))
+    return Parity(error=errors[worst], tolerance=tolerance, worst=samples[worst].label)
 
 
 def relative_error(got: dict[str, Array], want: dict[str, Array]) -> float:

@@ -6,11 +6,14 @@ import onnx
 
 from .drop_no_ops import drop_no_ops
 from .drop_unused import drop_unused
+from .emulate_half import emulate_half
 from .fold_constants import fold_constants
 from .merge_equal import merge_equal
+from .probe_ranges import probe_ranges
 from .resolve_types import resolve_types
 from .store_weights import store_weights
 from .strip import strip
+from .to_half import to_half
 
 PASSES = (resolve_types, fold_constants, drop_no_ops, merge_equal, drop_unused)
 
@@ -25,4 +28,9 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     return strip(model)
 
 
-__all__ = ["PASSES", "simplify", "store_weights"]
+def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Leave out what a pass has made superfluous; constants that are half already are not computed further."""
+    return drop_unused(merge_equal(drop_no_ops(model)))
+
+
+__all__ = ["PASSES", "clean", "emulate_half", "probe_ranges", "simplify", "store_weights", "to_half"]

@@ -6,10 +6,18 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from edgediffusion.engines.spec import Array
+
+# Operators that put values elsewhere and compute none: exact in every type.
+MOVES = frozenset(
+    (
+        *("Concat", "Expand", "Flatten", "Gather", "GatherND", "Identity", "Reshape", "Shape", "Slice", "Split"),
+        *("Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    )
+)
 
 
 def rebuild(
@@ -69,3 +77,14 @@ def attribute(node: onnx.NodeProto, name: str) -> object:
 def is_scalar(array: Array | None, value: float) -> bool:
     """Whether `array` has no dimensions and equals `value`."""
     return array is not None and array.ndim == 0 and bool(np.equal(array, value))
+
+
+def external(model: onnx.ModelProto) -> set[str]:
+    """The names of the weights: initializers whose data lies in another file."""
+    return {tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)}
+
+
+def float_values(model: onnx.ModelProto) -> list[str]:
+    """The names of the float32 values that nodes make, in order."""
+    types = element_types(model)
+    return [name for node in model.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT]

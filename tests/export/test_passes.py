@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
-from edgediffusion.export.passes import PASSES, simplify, store_weights
+from edgediffusion.export.passes import PASSES, clean, emulate_half, probe_ranges, simplify, store_weights, to_half
 from edgediffusion.export.passes.drop_no_ops import drop_no_ops
 from edgediffusion.export.passes.drop_unused import drop_unused
 from edgediffusion.export.passes.fold_constants import fold_constants
+from edgediffusion.export.passes.graph import element_types, float_values
 from edgediffusion.export.passes.merge_equal import merge_equal
+from edgediffusion.export.passes.probe_ranges import RANGES
 from edgediffusion.export.passes.resolve_types import resolve_types
 from edgediffusion.export.passes.strip import strip
+from edgediffusion.export.passes.to_half import convertible
 from edgediffusion.export.weights import StoredTensor, write_tensors
 
 SPEC = GraphSpec("g", (TensorSpec("x", "float32", ("n", 4)),), (TensorSpec("y", "float32", ("n", 4)),))
@@ -41,9 +45,9 @@ def values(model: onnx.ModelProto) -> dict[str, Any]:
     return {t.name: numpy_helper.to_array(t).tolist() for t in model.graph.initializer}
 
 
-def run(model: onnx.ModelProto, path: Path) -> np.ndarray:
+def run(model: onnx.ModelProto, path: Path, x: np.ndarray | None = None) -> np.ndarray:
     path.write_bytes(model.SerializeToString())
-    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32) if x is None else x
     with open_engine(path, SPEC, device="cpu") as engine:
         return engine({"x": x})["y"]
 
@@ -192,3 +196,116 @@ def test_store_weights(tmp_path: Path, dtype: str, stored: type[np.floating]) ->
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     expected = x * weight.astype(np.float32) + weight.astype(np.float32)
     assert np.array_equal(run(result, tmp_path / "g.onnx"), expected)
+
+
+def half(body: str, dtype: str = "float16", islands: tuple[str, ...] = (), initializers: str = "") -> onnx.ModelProto:
+    """`body` in half precision; weights are the initializers whose names begin with w."""
+    model = graph(body, initializers)
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("w"):
+            tensor.data_location = TensorProto.EXTERNAL
+    changed = clean(to_half(model, dtype, islands))
+    onnx.shape_inference.infer_shapes(changed, check_type=True, strict_mode=True)
+    return changed
+
+
+def test_to_half_casts_at_the_ends_only() -> None:
+    model = half("a = Add(x, x) s = Transpose<perm = [0, 1]>(a) b = Relu(s) y = Mul(b, a) z = Exp(y)")
+    assert ops(model) == ["Cast", "Add", "Transpose", "Relu", "Mul", "Cast"]
+    assert model.graph.node[-1].output == ["y"]
+    assert element_types(model)["a"] == TensorProto.FLOAT16
+
+
+def test_to_half_casts_once_on_each_side_of_an_island() -> None:
+    body = "a = Add(x, x) [i] b = Exp(a) [j] c = Transpose(b) [k] d = Mul(c, a) e = Relu(d) f = Neg(d) y = Add(e, f)"
+    model = half(body, islands=("i", "k"))
+    assert ops(model) == ["Cast", "Add", "Cast", "Exp", "Transpose", "Mul", "Cast", "Relu", "Neg", "Add", "Cast"]
+    assert {name: element_types(model)[name] for name in "acdf"} == {"a": 10, "c": 1, "d": 1, "f": 10}
+
+
+def test_to_half_keeps_the_arguments_of_sine_and_cosine() -> None:
+    model = half("a = Mul(x, f) s = Sin(a) c = Cos(a) b = Add(s, c) y = Relu(b)", initializers="float f = {0.1}")
+    assert ops(model) == ["Mul", "Sin", "Cos", "Cast", "Cast", "Add", "Relu", "Cast"]
+    assert values(model)["f"] == pytest.approx(0.1)
+
+
+def test_to_half_leaves_what_the_standard_wants_in_float32() -> None:
+    body = """
+        a = Unsqueeze(x, zero) b = Unsqueeze(a, zero) c = Resize(b, , scales) d = Squeeze(c, axes)
+        t = IsInf(d) u = Where(t, d, d) y = Relu(u)
+    """
+    initializers = "int64[1] zero = {0}, int64[2] axes = {0, 1}, float[4] scales = {1, 1, 1, 1}"
+    model = half(body, initializers=initializers)
+    assert values(model)["scales"] == [1.0] * 4
+    resize = next(node for node in model.graph.node if node.op_type == "Resize")
+    assert resize.input[2] == "scales"
+    before_is_inf = next(node for node in model.graph.node if node.op_type == "IsInf").input[0]
+    assert element_types(model)[before_is_inf] == TensorProto.FLOAT  # opset 18 knows IsInf of float32 only
+
+
+def test_to_half_bounds_constants() -> None:
+    body = "a = Add(x, mask) b = Add(a, inf) c = Div(b, eps) d = Pow(c, two) e = Cast<to = 1>(n) y = Mul(d, e)"
+    initializers = "float mask = {-3.4e38}, float inf = {-inf}, float eps = {-1e-12}, float two = {2}, int64 n = {3}"
+    found = values(half(body, initializers=initializers))
+    assert found["mask/float16"] == -65504
+    assert found["inf/float16"] == -np.inf
+    assert found["eps/float16"] == -(2.0**-24)
+    assert found["two/float16"] == 2
+    brain = values(half(body, "bfloat16", initializers=initializers))
+    assert brain["mask/bfloat16"] == pytest.approx(-3.39e38, rel=1e-2)
+
+
+def test_to_half_shares_constants_of_islands() -> None:
+    model = half("[i] a = Mul(x, k) b = Mul(a, k) y = Div(b, k)", islands=("i",), initializers="float k = {0.1}")
+    assert values(model).keys() == {"k", "k/float16"}
+
+
+def test_a_weight_that_is_stored_in_float32_is_used_in_float32() -> None:
+    model = half("a = Relu(x) b = Mul(a, w) c = Relu(b) y = Add(c, c)", initializers="float[4] w = {1, 1, 1, 1}")
+    assert ops(model) == ["Cast", "Relu", "Cast", "Mul", "Cast", "Relu", "Add", "Cast"]
+    body = "v = Cast<to = 1>(w) b = Mul(x, v) y = Add(b, v)"
+    assert ops(half(body, initializers="float16[4] w = {1, 1, 1, 1}")) == ["Cast", "Mul", "Add", "Cast"]
+
+
+def test_convertible_names_what_computes() -> None:
+    body = "[i] a = Add(x, x) [j] b = Transpose(a) [k] c = Shape(b) [l] d = Cos(b) [m] y = Mul(d, a)"
+    assert convertible(graph(body), "float16") == ["m"]
+    assert convertible(graph("[i] a = Add(x, x) [j] y = Round(a)"), "bfloat16") == ["i"]
+
+
+def test_emulate_half_rounds_where_the_runtime_does_not(tmp_path: Path) -> None:
+    """1 + 2^-12 rounds to 1 in float16, and 300 * 300 is beyond it."""
+    body = "a = Add(x, tiny) b = Sub(a, x) y = Mul(b, big)"
+    initializers = "float tiny = {0.000244140625}, float big = {4096}"
+    ones = np.ones((1, 4), np.float32)
+    model = half(body, initializers=initializers)
+    assert run(emulate_half(model), tmp_path / "a.onnx", ones).tolist() == [[0] * 4]
+    square = half("a = Mul(x, x) y = Sqrt(a)")
+    assert run(square, tmp_path / "b.onnx", 300 * ones).tolist() == [[300] * 4], "the CPU provider has changed"
+    assert run(emulate_half(square), tmp_path / "c.onnx", 300 * ones).tolist() == [[np.inf] * 4]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_emulate_half_is_float32_inside(dtype: str) -> None:
+    body = """
+        v = Cast<to = 1>(w) a = Mul(x, v) b = Reshape(a, s)
+        c = Cast<to = 1>(s) d = ReduceMax<keepdims = 0>(c) e = Add(b, d) y = Mul(e, k)
+    """
+    initializers = f"{dtype}[4] w = {{1, 1, 1, 1}}, int64[2] s = {{-1, 4}}, float k = {{2}}"
+    model = emulate_half(half(body, dtype, initializers=initializers))
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    types = element_types(model)
+    assert [types[name] for name in ("w/float", "a", "b", "e", "k/" + dtype)] == [TensorProto.FLOAT] * 5
+    assert "b/rounded" not in types, "moving values rounds nothing"
+
+
+def test_probe_ranges(tmp_path: Path) -> None:
+    body = "a = Mul(x, k) b = Where(t, a, inf) c = Add(b, lowest) y = Relu(a)"
+    model = graph(body, "float k = {-3}, bool t = {0}, float inf = {-inf}, float lowest = {-3.4e38}")
+    path = tmp_path / "g.onnx"
+    path.write_bytes(probe_ranges(model, float_values(model)).SerializeToString())
+    spec = replace(SPEC, outputs=(*SPEC.outputs, TensorSpec(RANGES, "float32", (4,))))
+    with open_engine(path, spec, device="cpu") as engine:
+        found = engine({"x": np.array([[1, -2, 3, 4]], np.float32)})
+    assert found[RANGES].tolist() == [12, 0, 0, 6]
+    assert found["y"].tolist() == [[0, 6, 0, 0]]
