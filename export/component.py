@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
 
-from edgediffusion.engines.errors import ExportError
+from edgediffusion.engines.errors import BundleError, ExportError
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.families import Component
-from edgediffusion.runtime.manifest import GraphRecord
+from edgediffusion.runtime.manifest import GraphRecord, Parity
 
 from .families import Network, Sample, Seen
 from .passes import simplify, store_weights
+from .precision import Case, Halved, halve
 from .sources import Part, select
 from .to_onnx import quiet, to_onnx
 from .verify import check_parity, references
-from .weights import StoredTensor, load, write_tensors
+from .weights import TORCH_DTYPES, StoredTensor, Weight, cast, load, write_tensors
 
 GRAPH = "model.onnx"
+HALVES = {"float16": "F16", "bfloat16": "BF16"}  # what a graph computes in -> what its weights are stored in
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What the bundle notes about a component. `outputs` are torch's, for later components to take as inputs."""
+    """What the bundle notes about a component.
+
+    `outputs` are torch's, for later components to take as inputs. `islands` are the nodes that half precision would
+    break, which compute in float32; `remark` is a line for whoever exports.
+    """
 
     record: GraphRecord
     outputs: list[dict[str, Array]]
     dtypes: frozenset[str]
+    islands: tuple[str, ...] = ()
+    remark: str | None = None
 
 
-def export_component(part: Part, component: Component, network: Network, seen: Seen, bundle: Path) -> Exported:
-    """Write `bundle / component.folder`: config, weights and graph of `part`.
+def export_component(
+    part: Part, component: Component, network: Network, seen: Seen, bundle: Path, dtype: str = "float32"
+) -> Exported:
+    """Write `bundle / component.folder`: config, weights and graph of `part`, which computes in `dtype`.
+
+    Weights keep the type that the source has them in when `dtype` is float32, and are stored in `dtype` otherwise.
 
     Raises:
-        ExportError: see `sources.Part`, `sources.select`, `weights.load` and `verify.check_parity`.
+        ExportError: see `sources.Part`, `sources.select`, `weights.load`, `verify.check_parity` and `precision.halve`.
     """
     module, spec = _build(part, network)
     shapes = {key: tuple(weight.shape) for key, weight in module.state_dict().items()}
@@ -47,9 +61,18 @@ def export_component(part: Part, component: Component, network: Network, seen: S
     target = bundle / component.folder
     target.mkdir()
     (target / "config.json").write_text(json.dumps(part.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    placed = write_tensors(target / component.weights, stored)
     module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
-    return _write_graph(module, spec, network.samples(part.config, seen), placed, target)
+    placed = write_tensors(target / component.weights, _narrowed(stored, module, dtype))
+    return _write_graph(module, spec, network.samples(part.config, seen), placed, target, dtype)
+
+
+def _narrowed(stored: Mapping[str, Weight], module: nn.Module, dtype: str) -> dict[str, Weight]:
+    """The weights as `dtype` stores them, but for those that it cannot hold."""
+    if dtype not in HALVES:
+        return dict(stored)
+    limit = torch.finfo(TORCH_DTYPES[HALVES[dtype]]).max
+    values = module.state_dict()
+    return {key: cast(w, HALVES[dtype]) if values[key].abs().max() <= limit else w for key, w in stored.items()}
 
 
 def _build(part: Part, network: Network) -> tuple[nn.Module, GraphSpec]:
@@ -64,16 +87,24 @@ def _build(part: Part, network: Network) -> tuple[nn.Module, GraphSpec]:
 
 
 def _write_graph(
-    module: nn.Module, spec: GraphSpec, samples: list[Sample], placed: dict[str, StoredTensor], target: Path
+    module: nn.Module,
+    spec: GraphSpec,
+    samples: list[Sample],
+    placed: dict[str, StoredTensor],
+    target: Path,
+    dtype: str,
 ) -> Exported:
     outputs = references(module, spec, samples)
     graph = store_weights(simplify(to_onnx(module, spec, samples[0])), placed)
     module.to("meta")  # ONNX Runtime now reads the same weights
+    halved = None
+    if dtype in HALVES:
+        halved = halve(Case(model=graph, spec=spec, folder=target, samples=samples, wanted=outputs), dtype)
+        graph = halved.model
     model = target / GRAPH
     model.write_bytes(graph.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(model))
-    with open_engine(model, spec, device="cpu") as engine:
-        parity = check_parity(engine, samples, outputs)
+    parity, remark = _check_here(model, spec, samples, outputs, halved)
     weights = next(iter(placed.values())).file
     record = GraphRecord(
         model=model.relative_to(target.parent).as_posix(),
@@ -81,4 +112,24 @@ def _write_graph(
         spec=spec,
         parity=parity,
     )
-    return Exported(record, outputs, frozenset(tensor.dtype for tensor in placed.values()))
+    dtypes = frozenset(tensor.dtype for tensor in placed.values())
+    return Exported(record, outputs, dtypes, halved.islands if halved else (), remark)
+
+
+def _check_here(
+    model: Path, spec: GraphSpec, samples: list[Sample], outputs: list[dict[str, Array]], halved: Halved | None
+) -> tuple[Parity, str | None]:
+    """The parity of the graph on this machine, or as on a GPU, whichever is worse."""
+    try:
+        with open_engine(model, spec, device="cpu") as engine:
+            if halved is None:
+                return check_parity(engine, samples, outputs), None
+            here = check_parity(engine, samples, outputs, halved.parity.tolerance)
+            return max(here, halved.parity, key=lambda parity: parity.error), None
+    except BundleError:
+        if halved is None:
+            raise
+        return halved.parity, (
+            f"{spec.name}: checked in float32 with every value rounded to {halved.dtype}, which ONNX Runtime's CPU "
+            "provider here cannot run; run it on a GPU"
+        )

@@ -17,7 +17,7 @@ from edgediffusion.runtime.manifest import Parity
 
 from .families.base import Sample
 from .passes import clean, emulate_half, probe_ranges, to_half
-from .passes.graph import float_values
+from .passes.graph import float_values, float_weights
 from .passes.probe_ranges import RANGES
 from .passes.to_half import convertible
 from .verify import measure
@@ -51,8 +51,18 @@ class Case:
         return measure(HostEngine(self.spec, run), self.samples[chosen], self.wanted[chosen], TOLERANCES[dtype])
 
 
-def halve(case: Case, dtype: str) -> tuple[onnx.ModelProto, tuple[str, ...], Parity]:
-    """The graph of `case` in `dtype`, the nodes that had to stay in float32, and its parity as on a GPU.
+@dataclass(frozen=True)
+class Halved:
+    """A graph in half precision, the nodes that had to stay in float32, and its parity as on a GPU."""
+
+    model: onnx.ModelProto
+    dtype: str
+    islands: tuple[str, ...]
+    parity: Parity
+
+
+def halve(case: Case, dtype: str) -> Halved:
+    """The graph of `case` in `dtype`, "float16" or "bfloat16".
 
     Those whose values leave the range of float16 come first; the float32 graph tells. Then, while a sample misses its
     tolerance, the operator whose rounding costs most joins them, found by bisection on that sample.
@@ -78,7 +88,7 @@ def halve(case: Case, dtype: str) -> tuple[onnx.ModelProto, tuple[str, ...], Par
         fewer = case.check(dtype, islands - {name})
         if fewer.error <= fewer.tolerance:
             islands, parity = islands - {name}, fewer
-    return case.half(dtype, islands), tuple(name for name in nodes if name in islands), parity
+    return Halved(case.half(dtype, islands), dtype, tuple(name for name in nodes if name in islands), parity)
 
 
 def open_graph(
@@ -99,11 +109,11 @@ def open_graph(
 
 
 def out_of_range(case: Case) -> set[str]:
-    """The nodes that make or take a value beyond `RANGE`."""
+    """The nodes that make or take a value beyond `RANGE`, or a weight that is stored in float32 since it is, too."""
     values = float_values(case.model)
     run = open_graph(probe_ranges(case.model, values), case.folder, [RANGES])
     largest = np.max([run(sample.feeds)[RANGES] for sample in case.samples], axis=0)
-    beyond = {value for value, size in zip(values, largest, strict=True) if size > RANGE}
+    beyond = {value for value, size in zip(values, largest, strict=True) if size > RANGE} | float_weights(case.model)
     return {node.name for node in case.model.graph.node if beyond.intersection((*node.input, *node.output))}
 
 

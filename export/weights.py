@@ -47,6 +47,28 @@ class StoredTensor:
         return torch.from_numpy(raw).view(TORCH_DTYPES[self.dtype]).reshape(self.shape)
 
 
+@dataclass(frozen=True)
+class CastWeight:
+    """`weight` in another `dtype`."""
+
+    weight: Weight
+    dtype: str
+
+    @property
+    def file(self) -> Path:
+        """See `Weight`."""
+        return self.weight.file
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Weight`."""
+        return self.weight.shape
+
+    def read(self) -> torch.Tensor:
+        """See `Weight`."""
+        return self.weight.read().to(TORCH_DTYPES[self.dtype])
+
+
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of the safetensors file `path`, in the order in which their bytes lie there.
 
@@ -89,6 +111,11 @@ def write_tensors(path: Path, weights: Mapping[str, Weight]) -> dict[str, Stored
         for key in placed:
             file.write(weights[key].read().reshape(-1).view(torch.uint8).numpy().data)
     return {key: replace(tensor, offset=8 + len(text) + tensor.offset) for key, tensor in placed.items()}
+
+
+def cast(weight: Weight, dtype: str) -> Weight:
+    """`weight` in `dtype`: itself where it is, so that its bytes are copied."""
+    return weight if weight.dtype == dtype else CastWeight(weight, dtype)
 
 
 def load(key: str, weight: Weight) -> torch.Tensor:

@@ -88,3 +88,8 @@ def float_values(model: onnx.ModelProto) -> list[str]:
     """The names of the float32 values that nodes make, in order."""
     types = element_types(model)
     return [name for node in model.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT]
+
+
+def float_weights(model: onnx.ModelProto) -> set[str]:
+    """The names of the weights that are stored in float32."""
+    return {t.name for t in model.graph.initializer if uses_external_data(t) and t.data_type == TensorProto.FLOAT}

@@ -12,7 +12,7 @@ from onnx import TensorProto, defs, helper, numpy_helper
 
 from edgediffusion.engines.spec import Array
 
-from .graph import MOVES, attribute, constants, element_types, external, outputs, rebuild
+from .graph import MOVES, attribute, constants, element_types, outputs, rebuild
 
 HALVES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 _TYPES: dict[int, tuple[str, np.dtype[Any]]] = {
@@ -26,9 +26,9 @@ _PERIODIC = {"Sin", "Cos"}
 def to_half(model: onnx.ModelProto, dtype: str, islands: Collection[str] = ()) -> onnx.ModelProto:
     """`model` with every float32 value in `dtype` ("float16" or "bfloat16"), but for graph inputs and outputs.
 
-    Float32 stay the nodes named in `islands`, those whose standard form knows no such type (see `defs.get_schema`),
-    those that use a weight stored in float32, and the arguments of sine and cosine: a timestep of up to 999 radians is
-    a matter of whole radians in bfloat16 and of halves in float16. Values are cast where they change sides, once each.
+    Float32 stay the nodes named in `islands`, those whose standard form knows no such type (see `defs.get_schema`), and
+    the arguments of sine and cosine: of a timestep near 999, float16 keeps half radians and bfloat16 every fourth.
+    Values, weights too, are cast where they change sides, once each.
     A node that only moves values takes them as they come, so that no Cast is paired with its inverse around it.
     Constants saturate, and stay nonzero: a mask of -3.4e38 is the lowest half, an epsilon of 1e-12 the least one.
     """
@@ -52,7 +52,6 @@ class _Conversion:
         self.model, self.half = model, half
         self.float = {name for name, kind in element_types(model).items() if kind == TensorProto.FLOAT}
         self.constants = {name: a for name, a in constants(model).items() if name in self.float}
-        self.weights = external(model) & self.float
         self.versions = {opset.domain: opset.version for opset in model.opset_import}
         self.islands, self.arguments = set(islands), _dependencies(model, _PERIODIC)
         self.halved: set[str] = set()
@@ -78,7 +77,6 @@ class _Conversion:
         return (
             node.name in self.islands
             or not self.arguments.isdisjoint(node.output)
-            or not self.weights.isdisjoint(node.input)
             or not any(allowed for name, allowed in slots if name in self.float)
         )
 
