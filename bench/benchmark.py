@@ -15,36 +15,49 @@ from edgediffusion.runtime.pipeline import BUILTIN
 from .figures import Figure
 from .pictures import NUM_INFERENCE_STEPS, PROMPT
 from .processes import limited_to
-from .report import check_new_file, environment, show, write_json
+from .report import Facts, check_new_file, environment, show, write_json
 
 
-def common_parser(name: str, description: str, *, runs: int) -> Parser:
-    """A parser with --runs (default: `runs`), --cores, --bundle and --json."""
+def parser_with_runs(name: str, description: str, *, runs: int) -> Parser:
+    """A parser with --runs (default: `runs`), --cores and --json."""
     parser = Parser(f"bench {name}", description)
     add = parser.add_argument
     add("--runs", type=_positive, default=runs, metavar="N", help="that count, after a warm-up; default: %(default)s")
     add("--cores", type=_positive, default=2, metavar="N", help="that all processes share; default: %(default)s")
-    add(
-        "--bundle", type=Path, default=BUILTIN, metavar="DIR", help="the folder of the model; default: the built-in one"
-    )
     add("--json", type=Path, metavar="FILE", help="write every run's figures and the environment to FILE")
     return parser
 
 
-def run(name: str, options: argparse.Namespace, measure: Callable[[Path], list[Figure]]) -> int:
-    """Measure on `options.cores` cores, in a temporary folder, and show the figures; they go to `options.json` too.
+def picture_parser(name: str, description: str, *, runs: int) -> Parser:
+    """The same with --bundle."""
+    parser = parser_with_runs(name, description, runs=runs)
+    parser.add_argument(
+        "--bundle", type=Path, default=BUILTIN, metavar="DIR", help="the folder of the model; default: the built-in one"
+    )
+    return parser
+
+
+def picture_settings(name: str, bundle: Path) -> Facts:
+    """What the benchmark `name` draws, and with what.
 
     Raises:
-        BundleError: `options.bundle` is no bundle.
-        UsageError: there are fewer cores, or the file cannot be written.
+        BundleError: `bundle` is no bundle.
     """
-    check_new_file(options.json)
-    settings = {
+    return {
         "benchmark": name,
-        "model": Manifest.read(options.bundle).source,
+        "model": Manifest.read(bundle).source,
         "prompt": PROMPT,
         "num_inference_steps": NUM_INFERENCE_STEPS,
     }
+
+
+def run(settings: Facts, options: argparse.Namespace, measure: Callable[[Path], list[Figure]]) -> int:
+    """Measure on `options.cores` cores, in a temporary folder, and show the figures; they go to `options.json` too.
+
+    Raises:
+        UsageError: there are fewer cores, or the file cannot be written.
+    """
+    check_new_file(options.json)
     before = environment(options.cores)
     with limited_to(options.cores), tempfile.TemporaryDirectory(prefix="edgediffusion-") as folder:
         figures = measure(Path(folder))

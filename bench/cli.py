@@ -8,8 +8,13 @@ from edgediffusion.runtime.cli import Command, Parser
 
 from .cold_start import cold_start
 from .footprint import footprint
+from .scheduler_step import scheduler_step
 
-BENCHMARKS: dict[str, Command] = {"cold-start": cold_start, "footprint": footprint}
+BENCHMARKS: dict[str, Command] = {
+    "cold-start": cold_start,
+    "footprint": footprint,
+    "scheduler-step": scheduler_step,
+}
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -17,7 +22,9 @@ def bench(arguments: Sequence[str]) -> int:
     parser = Parser("bench", "Measure on this machine what the README states.")
     parser.usage = "edgediffusion bench BENCHMARK ..."
     parser.add_argument(
-        "benchmark", choices=BENCHMARKS, help="how long a picture takes, or what it takes in memory and on disk"
+        "benchmark",
+        choices=BENCHMARKS,
+        help="how long a picture takes, what it takes in memory and on disk, or how long a sampler's step takes",
     )
     benchmark = parser.parse_args(arguments[:1]).benchmark
     return BENCHMARKS[benchmark](arguments[1:])

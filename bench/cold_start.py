@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .benchmark import common_parser, run, say
+from .benchmark import picture_parser, picture_settings, run, say
 from .figures import Figure, paired
 from .pictures import OURS, THEIRS, drawing_commands, staged_command
 from .processes import Execution, Report, in_turn
@@ -20,9 +20,10 @@ _STEP = "  one denoising step (median of its run)"
 
 def cold_start(arguments: Sequence[str]) -> int:
     """The benchmark `cold-start`."""
-    parser = common_parser("cold-start", "Time from a cold process to the PNG, in turn with diffusers.", runs=10)
+    parser = picture_parser("cold-start", "Time from a cold process to the PNG, in turn with diffusers.", runs=10)
     options = parser.parse_args(arguments)
-    return run("cold-start", options, lambda folder: measure(options.bundle.absolute(), options.runs, folder, say))
+    settings = picture_settings("cold-start", options.bundle)
+    return run(settings, options, lambda folder: measure(options.bundle.absolute(), options.runs, folder, say))
 
 
 def measure(bundle: Path, runs: int, folder: Path, report: Report) -> list[Figure]:

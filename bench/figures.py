@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """`values` are in the order of the runs. Units: s, ms, MB (1e6 bytes), and "x" for a ratio."""
+    """`values` are in the order of the runs. Units: s, ms, us, MB (1e6 bytes), and "x" for a ratio."""
 
     name: str
     unit: str

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgediffusion.engines.errors import UsageError
 
-from .benchmark import common_parser, run, say
+from .benchmark import picture_parser, picture_settings, run, say
 from .figures import Figure, paired
 from .pictures import drawing_commands
 from .processes import Report, execute, in_turn
@@ -24,7 +24,7 @@ NAMED = ("edgediffusion", "onnxruntime", *DIFFUSERS)
 
 def footprint(arguments: Sequence[str]) -> int:
     """The benchmark `footprint`."""
-    parser = common_parser("footprint", "Memory of a picture, time of the import, size on disk.", runs=5)
+    parser = picture_parser("footprint", "Memory of a picture, time of the import, size on disk.", runs=5)
     add = parser.add_argument
     add(
         "--install",
@@ -50,7 +50,7 @@ def footprint(arguments: Sequence[str]) -> int:
             figures += sizes(options.install.absolute(), options.source.absolute(), say)
         return figures
 
-    return run("footprint", options, measure)
+    return run(picture_settings("footprint", options.bundle), options, measure)
 
 
 def peak_memory(bundle: Path, runs: int, folder: Path, report: Report) -> list[Figure]:

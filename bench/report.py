@@ -18,7 +18,7 @@ from edgediffusion.runtime.doctor import examine
 from .figures import Figure
 
 Facts = dict[str, Any]
-_DECIMALS = {"s": 3, "ms": 1, "MB": 0, "x": 2}
+_DECIMALS = {"us": 1, "s": 3, "ms": 1, "MB": 0, "x": 2}
 _PACKAGES = ("onnxruntime", "tokenizers", "pillow", "torch", "diffusers", "transformers", "accelerate")
 
 
