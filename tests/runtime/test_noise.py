@@ -171,5 +171,6 @@ def test_cuda_normals_are_those_of_a_gpu_draw_after_draw(recorded: dict[str, Any
         for draw in record["draws"]:
             theirs = np.frombuffer(base64.b64decode(draw["float32"]), np.float32)
             ours = noise.normal(tuple(draw["shape"])).reshape(-1)[draw["positions"]]
-            # Two last bits of the largest values, 4 to 8: the GPU's logarithm, sine and cosine are of float32.
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6, err_msg=f"{record['seed']}, {draw['shape']}")
+            # cuRAND takes the GPU's fast sine and cosine, which are off by up to 2^-21, times a radius of up to 6.7:
+            # 2.5e-6 is the largest difference that was seen over 5.8 million values.
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-6, err_msg=f"{record['seed']}, {draw['shape']}")
