@@ -1,9 +1,9 @@
 """torch's random numbers without torch: `torch.randn(..., dtype=torch.float32)` on the CPU and on a CUDA GPU.
 
 The integers behind them are torch's bit for bit. A logarithm and a cosine make them normal, and these differ in their
-last bits from one mathematical library to the next. Seen over millions of values: 4.8e-7 at most from torch on the CPU, 2.5e-6
-from torch on a GPU, where cuRAND takes fast sines. Noise that is off by so much gives pictures that agree to 86 dB PSNR
-or better (built-in model, 20 steps, DDIM, Euler and DPM-Solver++ 2M, four seeds each).
+last bits from one mathematical library to the next. Seen over millions of values: 4.8e-7 at most from torch on the CPU,
+2.5e-6 from torch on a GPU, where cuRAND takes fast sines. Noise that is off by so much gives pictures that agree to
+86 dB PSNR or better (built-in model, 20 steps, DDIM, Euler and DPM-Solver++ 2M, four seeds each).
 """
 
 from __future__ import annotations
