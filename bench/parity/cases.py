@@ -87,6 +87,8 @@ SOLVER_FLAGS = ("model", "karras", "exponential", "beta", "flow")
 SINGLESTEP: tuple[dict[str, Any], ...] = tuple(
     {"solver_order": order, "solver_type": kind} for order in (1, 2, 3) for kind in ("midpoint", "heun")
 )
+FLOW_PREDICTION = {"prediction_type": "flow_prediction"}
+LEARNED = tuple({"variance_type": kind} for kind in ("learned", "learned_range"))
 OF_NOISE = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
 CLIPPED = ({"lambda_min_clipped": -5.1, "beta_schedule": "squaredcos_cap_v2"},)
 
@@ -114,7 +116,17 @@ FAMILIES = (
     Family(
         "EulerDiscreteScheduler",
         options=({}, {"final_sigmas_type": "sigma_min"}),
-        extras=(*BETAS, *ENDS, ZERO_SNR, {"timestep_type": "continuous", "prediction_type": "v_prediction"}),
+        extras=(
+            *BETAS,
+            *ENDS,
+            ZERO_SNR,
+            {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+            *(
+                {"interpolation_type": "log_linear"} | FLAGS[sigmas] | end
+                for sigmas in ("model", "karras", "exponential", "beta")
+                for end in ({}, {"final_sigmas_type": "sigma_min"}, {"rescale_betas_zero_snr": True})
+            ),
+        ),
     ),
     Family(
         "HeunDiscreteScheduler",
@@ -141,6 +153,9 @@ FAMILIES = (
             {"lower_order_final": False, "final_sigmas_type": "sigma_min", "euler_at_final": True},
             {"use_lu_lambdas": True, "beta_schedule": "squaredcos_cap_v2"},
             {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "thresholding": True},
+            FLOW_PREDICTION,
+            *LEARNED,
+            LEARNED[0] | OF_NOISE,
             *({**CLIPPED[0], "timestep_spacing": spacing} for spacing in SPACINGS),
         ),
     ),
@@ -154,7 +169,7 @@ FAMILIES = (
             *(case | {"final_sigmas_type": "sigma_min", "lower_order_final": False} for case in SINGLESTEP[2:]),
             *(case | OF_NOISE for case in SINGLESTEP[2:]),
         ),
-        extras=(*BETAS[:4], *ENDS, *THRESHOLDING, *CLIPPED),
+        extras=(*BETAS[:4], *ENDS, *THRESHOLDING, *CLIPPED, FLOW_PREDICTION, *LEARNED, LEARNED[0] | OF_NOISE),
     ),
     Family(
         "UniPCMultistepScheduler",
@@ -179,6 +194,7 @@ FAMILIES = (
                 for kind in ("exponential", "linear")
             ),
             {"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"},
+            FLOW_PREDICTION,
         ),
     ),
     Family(
@@ -192,6 +208,7 @@ FAMILIES = (
             *THRESHOLDING,
             {"lower_order_final": False, "solver_order": 3},
             {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"},
+            FLOW_PREDICTION,
         ),
     ),
     Family(

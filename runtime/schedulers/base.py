@@ -188,12 +188,11 @@ def x0_table(config: SchedulerConfig, alphas: F64, sigmas: F64) -> Pairs:
     """Weights of the latents and of the network's output in x0, for latents = alphas[i] * x0 + sigmas[i] * noise.
 
     Raises:
-        UsageError: the prediction type is unknown, says nothing of x0 where there is noise alone, or is of flows and
-            the sigmas are not.
+        UsageError: the prediction type is unknown, or says nothing of x0 where there is noise alone.
     """
     convert = pick("prediction_type", config.prediction_type, PREDICTION_TYPES)
     if config.prediction_type == "flow_prediction" and not config.use_flow_sigmas:
-        raise UsageError("scheduler config: prediction_type 'flow_prediction' needs use_flow_sigmas")
+        sigmas = sigmas / alphas  # diffusers takes noise over signal for a flow's sigma
     trained_scale = np.ones_like(alphas) if config.use_flow_sigmas else np.hypot(alphas, sigmas)
     with np.errstate(divide="ignore"):
         of_latents, of_output = convert(alphas, sigmas, trained_scale)

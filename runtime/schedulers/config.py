@@ -81,6 +81,8 @@ COMMON = frozenset(
         "steps_offset",
     }
 )
+# What a network can be trained to predict, where there is no flow.
+OF_DIFFUSION = ("epsilon", "v_prediction", "sample")
 # Keys that name a sigma schedule when they are true.
 SIGMA_FLAGS = {
     "use_karras_sigmas": "karras",
@@ -171,3 +173,13 @@ def pick(key: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         raise UnknownName(key, name, table)
     return table[name]
+
+
+def check_eta(config: SchedulerConfig) -> None:
+    """Of samplers that draw as much noise as it says.
+
+    Raises:
+        UsageError: it is not in 0 to 1.
+    """
+    if not 0 <= config.eta <= 1:
+        raise UsageError(f"scheduler config: eta {config.eta}; wanted 0 to 1")

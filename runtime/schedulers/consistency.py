@@ -13,13 +13,13 @@ from edgediffusion.engines.errors import UsageError
 
 from ..arrays import F64
 from .base import Limit, LinearSampler, Move, Prediction, first_order_weights, pairs, x0_table
-from .config import COMMON, ConfigReader, SchedulerConfig
+from .config import COMMON, OF_DIFFUSION, ConfigReader, SchedulerConfig, check_eta
 from .limits import clip_limit, threshold_limit
 from .schedule import alphas_cumprod
 
 read_tcd_config = ConfigReader(
     reads=COMMON | {"rescale_betas_zero_snr", "original_inference_steps", "eta"},
-    accepts={},
+    accepts={"prediction_type": OF_DIFFUSION},
     defaults=SchedulerConfig(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, timestep_spacing="leading"
     ),
@@ -63,8 +63,7 @@ def tcd(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
         UsageError: the config says what is not understood, or has not so many steps.
     """
     c = read_tcd_config(config)
-    if not 0 <= c.eta <= 1:
-        raise UsageError(f"scheduler config: eta {c.eta}; wanted 0 to 1")
+    check_eta(c)
     power = alphas_cumprod(c)
     timesteps = _distilled_timesteps(c, num_inference_steps)
     following = np.append(timesteps[1:], 0)

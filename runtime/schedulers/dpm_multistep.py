@@ -14,6 +14,7 @@ from ..arrays import F64
 from .base import LinearSampler, Move, pairs
 from .config import SchedulerConfig, pick
 from .dpm_terms import DPM, OF_NOISE, check_final, solver_prediction, terms
+from .learned import without_variance
 from .levels import Levels, preserving_levels, solver_flow_levels
 from .limits import threshold_limit
 
@@ -40,7 +41,7 @@ def preserving_sampler(config: SchedulerConfig, levels: Levels, moves: tuple[tup
     prediction = solver_prediction(
         config, levels, of_noise=config.algorithm_type in OF_NOISE, limit=threshold_limit(config)
     )
-    return LinearSampler(
+    tables = LinearSampler(
         timesteps=levels.timesteps.astype(np.float32),
         sigmas=levels.ratios,
         init_noise_sigma=1.0,
@@ -48,6 +49,7 @@ def preserving_sampler(config: SchedulerConfig, levels: Levels, moves: tuple[tup
         prediction=prediction,
         moves=moves,
     )
+    return without_variance(config, tables)
 
 
 def multistep_moves(config: SchedulerConfig, levels: Levels) -> tuple[tuple[Move, ...], ...]:

@@ -12,6 +12,7 @@ from edgediffusion.engines.errors import UsageError
 from ..arrays import F64
 from .base import Limit, Pairs, Prediction, pairs, x0_table
 from .config import COMMON, SIGMA_FLAGS, ConfigReader, SchedulerConfig, pick
+from .learned import LEARNED
 from .levels import Levels
 from .sigmas import SIGMA_SCHEDULES
 
@@ -32,10 +33,10 @@ DPM_NAMES = {
 }
 DPM = replace(
     PRESERVING,
-    reads=PRESERVING.reads | {"algorithm_type", "final_sigmas_type", "lambda_min_clipped"},
+    reads=PRESERVING.reads | {"algorithm_type", "final_sigmas_type", "lambda_min_clipped", "variance_type"},
     accepts={
         **PRESERVING.accepts,
-        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED),
     },
     renamed=DPM_NAMES,
 )

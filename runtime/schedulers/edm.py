@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from edgediffusion.engines.errors import UsageError
-
 from ..arrays import F64
 from .base import LinearSampler, Move, Prediction, first_order_weights, pairs, single_moves
 from .config import ConfigReader, SchedulerConfig
@@ -58,8 +56,6 @@ def edm_dpmpp_2m(config: Mapping[str, Any], num_inference_steps: int) -> LinearS
         UsageError: the config says what is not understood, or has not so many steps.
     """
     c = MULTISTEP(config)
-    if c.algorithm_type == "sde-dpmsolver++" and c.solver_order == 3:
-        raise UsageError("scheduler config: algorithm_type 'sde-dpmsolver++' has no solver_order 3 here; wanted 1 or 2")
     levels = _levels(c, config, num_inference_steps, stop_at_own_end=False)
     return _sampler(c, levels, multistep_moves(c, levels))
 

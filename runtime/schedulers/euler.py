@@ -10,20 +10,24 @@ import numpy as np
 
 from ..arrays import F64
 from .base import LinearSampler, Move, Prediction, first_order_weights, pairs, single_moves, x0_table
-from .config import COMMON, SIGMA_FLAGS, ConfigReader, SchedulerConfig
+from .config import COMMON, OF_DIFFUSION, SIGMA_FLAGS, ConfigReader, SchedulerConfig
 from .levels import Levels, exploding_levels
 from .sigmas import SIGMA_SCHEDULES
 
 EXPLODING = ConfigReader(
     reads=COMMON | SIGMA_FLAGS.keys() - {"use_lu_lambdas"} | {"sigma_min", "sigma_max"},
-    accepts={},
+    accepts={"prediction_type": OF_DIFFUSION},
     sigmas=tuple(SIGMA_SCHEDULES),
     takes_lists=True,
 )
 read_config = replace(
     EXPLODING,
-    reads=EXPLODING.reads | {"rescale_betas_zero_snr", "final_sigmas_type", "timestep_type"},
-    accepts={"interpolation_type": ("linear",), "timestep_type": ("discrete", "continuous")},
+    reads=EXPLODING.reads | {"rescale_betas_zero_snr", "final_sigmas_type", "timestep_type", "interpolation_type"},
+    accepts={
+        **EXPLODING.accepts,
+        "interpolation_type": ("linear", "log_linear"),
+        "timestep_type": ("discrete", "continuous"),
+    },
 )
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from edgediffusion.engines.errors import UsageError
+
 from .base import LinearSampler, Move, Prediction, pairs
 from .config import ConfigReader
 from .levels import check_steps
 from .pndm import ADAMS_BASHFORTH
 
-read_config = ConfigReader(reads=frozenset({"num_train_timesteps"}), accepts={"trained_betas": (None,)})
+read_config = ConfigReader(reads=frozenset({"num_train_timesteps", "trained_betas"}), accepts={})
 
 
 def ipndm(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
@@ -21,8 +23,12 @@ def ipndm(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
     Raises:
         UsageError: the config says what is not understood, or has not so many steps.
     """
-    n = check_steps(read_config(config), num_inference_steps)
-    sigmas = np.sin(np.append(np.linspace(1, 0, n + 1)[:-1], 0.0) * np.pi / 2) ** 2
+    c = read_config(config)
+    n = check_steps(c, num_inference_steps)
+    # As in diffusers, where trained_betas are the levels themselves.
+    sigmas = np.sin(np.linspace(1, 0, n + 1) * np.pi / 2) ** 2 if c.trained_betas is None else np.array(c.trained_betas)
+    if len(sigmas) != n + 1:
+        raise UsageError(f"trained_betas of {len(sigmas)} values; ipndm wants num_inference_steps + 1, {n + 1}")
     alphas = np.sqrt(1 - sigmas**2)
     moves = []
     for i in range(n):

@@ -49,11 +49,18 @@ def exploding_levels(config: SchedulerConfig, num_inference_steps: int) -> Level
     timesteps = _given_timesteps(config, num_inference_steps, len(train))
     if timesteps is None:
         timesteps = spaced_timesteps(config, num_inference_steps)
-    own = np.interp(timesteps, np.arange(len(train)), train)
-    sigmas = scheduled_sigmas(config, SigmaRange.between(config, own, own, train))
+    end = final_sigma(config, train[0])
+    if config.interpolation_type == "log_linear":
+        ends = np.geomspace(train[-1], train[0], num_inference_steps + 1)
+        own = ends[:-1]
+        # As in diffusers, where the timesteps stay those of the spacing.
+        end = train[0] if config.sigmas == "model" else end
+    else:
+        ends = own = np.interp(timesteps, np.arange(len(train)), train)
+    sigmas = scheduled_sigmas(config, SigmaRange.between(config, ends, own, train))
     if config.sigmas != "model":
         timesteps = timesteps_at(sigmas, train)
-    sigmas = np.append(sigmas, final_sigma(config, train[0]))
+    sigmas = np.append(sigmas, end)
     return Levels(timesteps=timesteps, alphas=np.ones_like(sigmas), sigmas=sigmas)
 
 
@@ -76,7 +83,7 @@ def preserving_levels(
     timesteps = _given_timesteps(config, num_inference_steps, len(train))
     if timesteps is None:
         # lambda = -log(sigma); levels below lambda_min_clipped are left out.
-        stop = len(train) - int(np.sum(-np.log(train) < config.lambda_min_clipped))
+        stop = config.num_train_timesteps - int(np.sum(-np.log(train) < config.lambda_min_clipped))
         timesteps = spaced_timesteps(config, num_inference_steps, stop=stop, skip_lowest=True)
     timesteps = timesteps.round()
     ratios = np.interp(timesteps, np.arange(len(train)), train)

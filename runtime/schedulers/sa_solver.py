@@ -14,13 +14,14 @@ from ..arrays import F64
 from .base import LinearSampler, Move, pairs
 from .config import SchedulerConfig
 from .dpm_terms import PRESERVING, solver_prediction
+from .learned import without_variance
 from .levels import Levels, preserving_levels, solver_flow_levels
 from .limits import threshold_limit
 
 read_config = replace(
     PRESERVING,
     reads=PRESERVING.reads - {"solver_order", "solver_type", "use_dynamic_shifting", "time_shift_type", "mu"}
-    | {"algorithm_type", "predictor_order", "corrector_order", "lambda_min_clipped"},
+    | {"algorithm_type", "predictor_order", "corrector_order", "lambda_min_clipped", "variance_type"},
     accepts={
         "predictor_order": (1, 2, 3, 4),
         "corrector_order": (1, 2, 3, 4),
@@ -42,7 +43,7 @@ def sa_solver(config: Mapping[str, Any], num_inference_steps: int) -> LinearSamp
     """
     c = read_config(config)
     levels = _levels(c, num_inference_steps)
-    return LinearSampler(
+    tables = LinearSampler(
         timesteps=levels.timesteps.astype(np.float32),
         sigmas=levels.ratios,
         init_noise_sigma=1.0,
@@ -50,6 +51,7 @@ def sa_solver(config: Mapping[str, Any], num_inference_steps: int) -> LinearSamp
         prediction=solver_prediction(c, levels, of_noise=not _of_x0(c), limit=threshold_limit(c)),
         moves=tuple(_moves(c, levels, i) for i in range(num_inference_steps)),
     )
+    return without_variance(c, tables)
 
 
 def _of_x0(config: SchedulerConfig) -> bool:

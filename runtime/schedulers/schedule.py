@@ -20,11 +20,29 @@ def _betas_for_alpha_bar(config: SchedulerConfig, alpha_bar: Callable[[F64], F64
     return betas
 
 
+def _sigmoid(x: F64) -> F64:
+    y: F64 = 1 / (1 + np.exp(-x))
+    return y
+
+
+def _laplace(t: F64) -> F64:
+    # arXiv:2407.03297, table 1, as diffusers has it: the root of the signal's power, kept off infinite SNR
+    half = 0.5 - t
+    snr = np.exp(-0.5 * np.copysign(1, half) * np.log(1 - 2 * np.abs(half) + 1e-6))
+    alpha_bar: F64 = np.sqrt(snr / (1 + snr))
+    return alpha_bar
+
+
 BETA_SCHEDULES: dict[str, Callable[[SchedulerConfig], F64]] = {
     "linear": lambda c: np.linspace(c.beta_start, c.beta_end, c.num_train_timesteps),
     "scaled_linear": lambda c: np.linspace(c.beta_start**0.5, c.beta_end**0.5, c.num_train_timesteps) ** 2,
     "squaredcos_cap_v2": lambda c: _betas_for_alpha_bar(c, lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2),
     "exp": lambda c: _betas_for_alpha_bar(c, lambda t: np.exp(-12 * t)),
+    "laplace": lambda c: _betas_for_alpha_bar(c, _laplace),
+    # arXiv:2203.02923
+    "sigmoid": lambda c: (
+        c.beta_start + _sigmoid(np.linspace(-6, 6, c.num_train_timesteps)) * (c.beta_end - c.beta_start)
+    ),
 }
 
 

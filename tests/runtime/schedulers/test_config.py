@@ -18,9 +18,9 @@ SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linea
     [
         (
             "euler",
-            {"beta_schedule": "sigmoid"},
+            {"beta_schedule": "cubic"},
             4,
-            "unknown beta_schedule 'sigmoid'; known: exp, linear, scaled_linear, squaredcos_cap_v2",
+            "unknown beta_schedule 'cubic'; known: exp, laplace, linear, scaled_linear, sigmoid, squaredcos_cap_v2",
         ),
         (
             "euler",
@@ -29,7 +29,7 @@ SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linea
             "unknown timestep_spacing 'even'; known: leading, linspace, trailing",
         ),
         (
-            "ddim",
+            "dpmpp_2m",
             {"prediction_type": "flow"},
             4,
             "unknown prediction_type 'flow'; known: epsilon, flow_prediction, sample, v_prediction",
@@ -51,7 +51,18 @@ def test_an_unknown_choice_lists_the_known(name: str, config: Mapping[str, Any],
             {"timestep_type": "lumpy"},
             "timestep_type 'lumpy' is not supported here; known: 'discrete', 'continuous'",
         ),
-        ("euler", {"interpolation_type": "log_linear"}, "interpolation_type 'log_linear' is not supported here"),
+        (
+            "euler",
+            {"interpolation_type": "cubic"},
+            "interpolation_type 'cubic' is not supported here; known: 'linear', 'log_linear'",
+        ),
+        (
+            "ddim",
+            {"prediction_type": "flow_prediction"},
+            "prediction_type 'flow_prediction' is not supported here; known: 'epsilon', 'v_prediction', 'sample'",
+        ),
+        ("ddim", {"eta": 1.5}, "eta 1.5; wanted 0 to 1"),
+        ("ipndm", {"trained_betas": [1.0, 0.0]}, "trained_betas of 2 values; ipndm wants num_inference_steps . 1, 5"),
         ("dpmpp_2m", {"solver_order": 4}, "solver_order 4 is not supported here; known: 1, 2, 3"),
         ("dpmpp_2m", {"algorithm_type": "rk"}, "unknown algorithm_type 'rk'; known: dpmsolver, dpmsolver.., sde-"),
         ("dpmpp_2m", {"algorithm_type": "dpmsolver"}, "cannot end at final_sigmas_type 'zero'; set it to 'sigma_min'"),
@@ -76,16 +87,10 @@ def test_an_unknown_choice_lists_the_known(name: str, config: Mapping[str, Any],
             "thresholding needs algorithm_type 'dpmsolver..' or",
         ),
         (
-            "edm_dpmpp_2m",
-            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
-            "algorithm_type 'sde-dpmsolver..' has no solver_order 3 here; wanted 1 or 2",
-        ),
-        (
             "dpm2",
             {"prediction_type": "sample"},
             "prediction_type 'sample' is not supported by dpm2; take euler or heun",
         ),
-        ("euler", {"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction' needs use_flow_sigmas"),
         ("flow_euler", {"use_dynamic_shifting": True}, "use_dynamic_shifting needs a number mu beside it; it has none"),
         (
             "flow_euler",

@@ -150,9 +150,9 @@ def test_a_start_between_two_calls_is_refused(name: str) -> None:
         ("lcm", {"original_inference_steps": 2000}, 4, "that not above num_train_timesteps, 1000"),
         (
             "ddpm",
-            {"variance_type": "learned"},
+            {"variance_type": "fixed_large_log"},
             4,
-            "variance_type 'learned' is not supported here; known: 'fixed_small'",
+            "variance_type 'fixed_large_log' is not supported here; known: 'fixed_small'",
         ),
         ("ddpm", {"steps_offset": 1, "timestep_spacing": "leading"}, 1000, "starts at timestep 1000, beyond the 1000"),
         (
@@ -172,3 +172,12 @@ def test_what_cannot_be_used(name: str, options: dict[str, Any], steps: int, mes
 def test_tcd_without_eta_draws_no_noise() -> None:
     scheduler = SCHEDULERS["tcd"](CONFIG | {"eta": 0}, 4)
     assert not any(scheduler.draws_noise(i) for i in range(4))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m", "dpmpp_2s", "sa_solver"])
+def test_a_learned_variance_that_is_missing(name: str) -> None:
+    scheduler = SCHEDULERS[name](CONFIG | {"variance_type": "learned_range"}, 4)
+    with pytest.raises(
+        UsageError, match=r"model_output of 4 channels; wanted 8, .* remove variance_type from the sched"
+    ):
+        scheduler.step(normal(1), 0, normal(2), (), normal(3))
