@@ -10,7 +10,6 @@ from edgediffusion.bench import scheduler_step as module
 from edgediffusion.bench.cli import bench
 from edgediffusion.bench.figures import Figure
 from edgediffusion.bench.scheduler_step import DETERMINISTIC, in_turn, measure, percentiles
-from edgediffusion.runtime.schedulers import SAMPLERS
 
 
 class Recorder:
@@ -27,10 +26,6 @@ def test_calls_are_in_turn() -> None:
     times = in_turn({name: Recorder(name, calls) for name in "ab"})
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
-
-
-def test_every_class_that_draws_no_noise_is_measured() -> None:
-    assert {sampler for sampler in SAMPLERS if sampler.diffusers and not sampler.draws_noise} == set(DETERMINISTIC)
 
 
 def test_figures_of_ours_and_of_the_same_class_of_diffusers() -> None:
