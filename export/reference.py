@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
 
 from .sources import Source, open_source
@@ -18,7 +18,7 @@ VAE_HALVES = ("vae_decoder", "vae_encoder")
 
 
 def load_pipeline(source: Path) -> Any:
-    """The StableDiffusionPipeline of the checkpoint or bundle `source` in float32, without a safety checker.
+    """The pipeline that the checkpoint or bundle `source` names, in float32, without a safety checker.
 
     `save_pretrained` of the result turns a bundle into a folder that diffusers opens by itself. A bundle is not one: it
     keeps the halves of the VAE apart, each beside its graph, and diffusers takes the weights in `vae/` only.
@@ -27,10 +27,12 @@ def load_pipeline(source: Path) -> Any:
         ExportError, UnknownName: see `sources.open_source`.
     """
     checkpoint = open_source(source)
-    parts = {} if checkpoint.component(["vae"]) else {"vae": _join_vae(checkpoint)}
+    parts: dict[str, Any] = {"safety_checker": None} if "safety_checker" in checkpoint.index else {}
+    if not checkpoint.component(["vae"]):
+        parts["vae"] = _join_vae(checkpoint)
     with quiet():
-        pipeline: Any = StableDiffusionPipeline
-        return pipeline.from_pretrained(source, torch_dtype=torch.float32, safety_checker=None, **parts)
+        pipeline: Any = DiffusionPipeline
+        return pipeline.from_pretrained(source, torch_dtype=torch.float32, **parts)
 
 
 def _join_vae(bundle: Source) -> nn.Module:

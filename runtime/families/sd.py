@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .base import IMAGE_ENCODER, UNET_AND_VAE, Component, Family
+from .base import IMAGE_ENCODER, UNET_AND_VAE, Component, Defaults, Family
 
 SD = Family(
     pipeline_classes=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
@@ -19,10 +19,19 @@ SD_INPAINT = replace(
     SD,
     pipeline_classes=("StableDiffusionInpaintPipeline",),
     scheduler_config={"steps_offset": 1, "skip_prk_steps": True},
+    pipelines=("inpaint",),
+    defaults=Defaults(strength=1.0),
 )
-SD_PIX2PIX = replace(SD, pipeline_classes=("StableDiffusionInstructPix2PixPipeline",), scheduler_config={})
+SD_PIX2PIX = replace(
+    SD,
+    pipeline_classes=("StableDiffusionInstructPix2PixPipeline",),
+    scheduler_config={},
+    pipelines=("pix2pix",),
+)
 LCM = replace(
     SD,
     pipeline_classes=("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
     scheduler_config={},
+    pipelines=("text2image",),
+    defaults=Defaults(num_inference_steps=4, guidance_scale=8.5),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .base import IMAGE_ENCODER, UNET_AND_VAE, Component, Family
+from .base import IMAGE_ENCODER, UNET_AND_VAE, Component, Defaults, Family
 
 _SECOND = (
     Component(folder="text_encoder_2", weights="model.safetensors", tokenizer="tokenizer_2"),
@@ -17,6 +17,18 @@ SDXL = Family(
     components=(Component(folder="text_encoder", weights="model.safetensors", tokenizer="tokenizer"), *_SECOND),
     text_layer=-2,
     force_zeros_for_empty_prompt=True,
+    pipelines=("text2image", "image2image", "handover"),
+    defaults=Defaults(guidance_scale=5.0, strength=0.3),
 )
-SDXL_INPAINT = replace(SDXL, pipeline_classes=("StableDiffusionXLInpaintPipeline",))
-SDXL_REFINER = replace(SDXL, pipeline_classes=("StableDiffusionXLImg2ImgPipeline",), components=_SECOND)
+SDXL_INPAINT = replace(
+    SDXL,
+    pipeline_classes=("StableDiffusionXLInpaintPipeline",),
+    pipelines=("inpaint",),
+    defaults=Defaults(strength=0.9999),
+)
+SDXL_REFINER = replace(
+    SDXL,
+    pipeline_classes=("StableDiffusionXLImg2ImgPipeline",),
+    components=_SECOND,
+    pipelines=("image2image", "handover"),
+)
