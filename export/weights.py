@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from edgediffusion.engines.errors import ExportError
 
-TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SCALE = "_scale"  # behind the name of an int8 weight: its scales
+TORCH_DTYPES = FLOATS | {"I8": torch.int8}
 
 
 class Weight(Protocol):
@@ -69,6 +71,40 @@ class CastWeight:
         return self.weight.read().to(TORCH_DTYPES[self.dtype])
 
 
+@dataclass(frozen=True)
+class Int8Weight(CastWeight):
+    """`weight` in units of its scales, rounded to the nearest."""
+
+    dtype: str = "I8"
+
+    def read(self) -> torch.Tensor:
+        """See `Weight`. From -127 to 127."""
+        values = self.weight.read().float()
+        scales = _scales(values).reshape(-1, *(1,) * (values.ndim - 1))
+        return (values / scales).round().to(torch.int8)
+
+
+@dataclass(frozen=True)
+class Scales(CastWeight):
+    """A 127th of the largest value of each output channel (axis 0) of `weight`."""
+
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Weight`."""
+        return self.weight.shape[:1]
+
+    def read(self) -> torch.Tensor:
+        """See `Weight`. Above zero."""
+        return _scales(self.weight.read().float())
+
+
+def _scales(values: torch.Tensor) -> torch.Tensor:
+    largest = values.flatten(1).abs().amax(1)
+    return torch.where(largest > 0, largest / 127, 1)
+
+
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of the safetensors file `path`, in the order in which their bytes lie there.
 
@@ -116,6 +152,14 @@ def write_tensors(path: Path, weights: Mapping[str, Weight]) -> dict[str, Stored
 def cast(weight: Weight, dtype: str) -> Weight:
     """`weight` in `dtype`: itself where it is, so that its bytes are copied."""
     return weight if weight.dtype == dtype else CastWeight(weight, dtype)
+
+
+def quantize(key: str, weight: Weight) -> dict[str, Weight]:
+    """`weight` (at least two axes) in 8 bits, symmetric with one scale an output channel: `key` and `key`_scale.
+
+    The values are `key` times its scale, along axis 0.
+    """
+    return {key: Int8Weight(weight), f"{key}{SCALE}": Scales(weight)}
 
 
 def load(key: str, weight: Weight) -> torch.Tensor:

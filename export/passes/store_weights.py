@@ -1,40 +1,62 @@
-"""Weights are read from the safetensors file beside the graph, and cast where they are stored in half precision."""
+"""Weights are read from the safetensors file beside the graph, and widened where they are stored in fewer bits."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import onnx
 from onnx import StringStringEntryProto, TensorProto, helper
 
-from ..weights import StoredTensor
-from .graph import rebuild
+from ..weights import SCALE, StoredTensor
+from .graph import external, rebuild
 
-_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+_TYPES = {
+    "F32": TensorProto.FLOAT,
+    "F16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "I8": TensorProto.INT8,
+}
+_PRODUCTS = {"Conv", "Gemm", "MatMul"}
 
 
 def store_weights(model: onnx.ModelProto, stored: Mapping[str, StoredTensor]) -> onnx.ModelProto:
     """Make each initializer named in `stored` external data of that file, in the folder of the graph.
 
-    One whose stored type is not the graph's is followed by a Cast, which backends fold when they load the graph.
+    One whose stored type is not the graph's is followed by a Cast, which backends fold when they load the graph, or by
+    a DequantizeLinear with the scales that are stored beside it (`weights.quantize`).
     """
-    renamed, casts, initializers = {}, [], []
+    renamed, nodes, initializers = {}, [], []
     for initializer in model.graph.initializer:
-        if initializer.name not in stored:
+        name = initializer.name
+        if name not in stored:
             initializers.append(initializer)
             continue
-        tensor = _external(initializer.name, stored[initializer.name])
-        initializers.append(tensor)
-        if tensor.data_type != initializer.data_type:
-            renamed[tensor.name] = f"{tensor.name}/cast"
-            casts.append(
-                helper.make_node(
-                    "Cast", [tensor.name], [renamed[tensor.name]], renamed[tensor.name], to=initializer.data_type
-                )
-            )
+        initializers.append(_external(name, stored[name]))
+        if stored[name].dtype == "I8":
+            renamed[name], scales = f"{name}/dequantized", name + SCALE
+            initializers.append(_external(scales, stored[scales]))
+            nodes.append(helper.make_node("DequantizeLinear", [name, scales], [renamed[name]], renamed[name], axis=0))
+        elif initializers[-1].data_type != initializer.data_type:
+            renamed[name] = f"{name}/cast"
+            nodes.append(helper.make_node("Cast", [name], [renamed[name]], renamed[name], to=initializer.data_type))
     result = rebuild(model, model.graph.node, initializers, renamed)
-    nodes = [*casts, *result.graph.node]
-    return rebuild(result, nodes)
+    return rebuild(result, [*nodes, *result.graph.node])
+
+
+def matrices(model: onnx.ModelProto) -> set[str]:
+    """The weights that are only ever multiplied with: second input of Conv, Gemm or MatMul, transposed or not."""
+    weights, used, multiplied = external(model), Counter[str](), Counter[str]()
+    origin = {name: name for name in weights}
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in weights:
+            origin[node.output[0]] = node.input[0]
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name in origin and not (name in weights and node.output[0] in origin):
+                used[origin[name]] += 1
+                multiplied[origin[name]] += i == 1 and node.op_type in _PRODUCTS
+    return {name for name in used if used[name] == multiplied[name]}
 
 
 def _external(name: str, stored: StoredTensor) -> TensorProto:

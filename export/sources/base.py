@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from edgediffusion.engines.errors import ExportError
 from edgediffusion.runtime.manifest import MANIFEST, Manifest
 
-from ..weights import TORCH_DTYPES, Weight
+from ..weights import FLOATS, Weight
 
 MODEL_INDEX = "model_index.json"
 Config = dict[str, Any]
@@ -99,6 +99,8 @@ def select(
             key = re.sub(pattern, replacement, key)
         if not any(re.match(pattern, key) for pattern in skip):
             renamed[key] = weight
+            if weight.dtype not in FLOATS:
+                raise ExportError(f"{part.where}: {key} has dtype {weight.dtype}; known: {', '.join(sorted(FLOATS))}")
     for what, keys in (("missing", shapes.keys() - renamed.keys()), ("left over", renamed.keys() - shapes.keys())):
         if keys:
             raise ExportError(
@@ -108,6 +110,4 @@ def select(
     for key, weight in renamed.items():
         if weight.shape != shapes[key]:
             raise ExportError(f"{part.where}: {key} has shape {weight.shape}, config.json makes it {shapes[key]}")
-        if weight.dtype not in TORCH_DTYPES:
-            raise ExportError(f"{part.where}: {key} has dtype {weight.dtype}; known: {', '.join(sorted(TORCH_DTYPES))}")
     return renamed

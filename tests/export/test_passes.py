@@ -23,9 +23,10 @@ from edgediffusion.export.passes.graph import element_types, float_values
 from edgediffusion.export.passes.merge_equal import merge_equal
 from edgediffusion.export.passes.probe_ranges import RANGES
 from edgediffusion.export.passes.resolve_types import resolve_types
+from edgediffusion.export.passes.store_weights import matrices
 from edgediffusion.export.passes.strip import strip
 from edgediffusion.export.passes.to_half import convertible
-from edgediffusion.export.weights import StoredTensor, write_tensors
+from edgediffusion.export.weights import StoredTensor, quantize, write_tensors
 
 SPEC = GraphSpec("g", (TensorSpec("x", "float32", ("n", 4)),), (TensorSpec("y", "float32", ("n", 4)),))
 
@@ -198,13 +199,49 @@ def test_store_weights(tmp_path: Path, dtype: str, stored: type[np.floating]) ->
     assert np.array_equal(run(result, tmp_path / "g.onnx"), expected)
 
 
-def half(body: str, dtype: str = "float16", islands: tuple[str, ...] = (), initializers: str = "") -> onnx.ModelProto:
-    """`body` in half precision; weights are the initializers whose names begin with w."""
+def test_int8_weights_are_multiplied_by_their_scales(tmp_path: Path) -> None:
+    weight = np.random.default_rng(1).standard_normal((4, 4)).astype(np.float32)
+    weight[2] = 0
+    (tmp_path / "raw").write_bytes(weight.tobytes())
+    source = StoredTensor(tmp_path / "raw", "F32", (4, 4), 0, weight.nbytes)
+    placed = write_tensors(tmp_path / "w", quantize("w", source))
+    model = graph("t = Transpose<perm = [1, 0]>(w) y = MatMul(x, t)", "float[4, 4] w = {0}")
+    result = store_weights(model, placed)
+    assert ops(result) == ["DequantizeLinear", "Transpose", "MatMul"]
+    assert {t.name: t.data_type for t in result.graph.initializer} == {
+        "w": TensorProto.INT8,
+        "w_scale": TensorProto.FLOAT,
+    }
+    x = np.eye(4, dtype=np.float32)
+    steps = np.abs(weight).max(1) / 127
+    error = np.abs(run(result, tmp_path / "g.onnx", x).T - weight)
+    assert (error <= 0.5001 * steps[:, None]).all()
+    assert error.max() > 0
+
+
+def test_matrices_are_what_is_only_multiplied_with() -> None:
+    body = """
+        t = Transpose<perm = [1, 0]>(w1) a = MatMul(x, t)
+        b = Gemm<transB = 1>(a, w2, w3)
+        c = Add(b, w3) d = MatMul(w4, c)
+        u = Transpose<perm = [1, 0]>(w5) e = MatMul(c, u) f = Add(e, u) y = MatMul(f, w6)
+    """
+    model = weighted(body, ", ".join(f"float[4, 4] w{i} = {{0}}" for i in range(1, 7)))
+    assert matrices(model) == {"w1", "w2", "w6"}
+
+
+def weighted(body: str, initializers: str) -> onnx.ModelProto:
+    """A graph whose weights are the initializers with names that begin with w."""
     model = graph(body, initializers)
     for tensor in model.graph.initializer:
         if tensor.name.startswith("w"):
             tensor.data_location = TensorProto.EXTERNAL
-    changed = clean(to_half(model, dtype, islands))
+    return model
+
+
+def half(body: str, dtype: str = "float16", islands: tuple[str, ...] = (), initializers: str = "") -> onnx.ModelProto:
+    """`weighted` in half precision."""
+    changed = clean(to_half(weighted(body, initializers), dtype, islands))
     onnx.shape_inference.infer_shapes(changed, check_type=True, strict_mode=True)
     return changed
 
