@@ -181,3 +181,13 @@ def test_a_learned_variance_that_is_missing(name: str) -> None:
         UsageError, match=r"model_output of 4 channels; wanted 8, .* remove variance_type from the sched"
     ):
         scheduler.step(normal(1), 0, normal(2), (), normal(3))
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2s", "sa_solver"])
+def test_a_solver_leaves_a_learned_variance_aside(name: str) -> None:
+    plain, learned = (SCHEDULERS[name](CONFIG | {"variance_type": kind}, 4) for kind in (None, "learned"))
+    output, variance, latents, noise = (normal(seed) for seed in range(4))
+    expected, _ = plain.step(output, 0, latents, (), noise)
+    np.testing.assert_array_equal(
+        learned.step(np.concatenate([output, variance], axis=1), 0, latents, (), noise)[0], expected
+    )
