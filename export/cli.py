@@ -2,37 +2,105 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from edgediffusion.engines.errors import BackendUnavailable
 from edgediffusion.runtime.cli import Parser
 from edgediffusion.runtime.pipeline import BUILTIN
 
+from .options import DTYPES, WEIGHTS, Options
+
 
 def export(arguments: Sequence[str]) -> int:
     """`edgediffusion export`: a line per stage goes to stderr, the new folder to stdout."""
-    parser = Parser("export", "Turn a torch checkpoint into a bundle: graphs beside its weights, compared with torch.")
-    parser.add_argument(
-        "source",
-        type=Path,
-        nargs="?",
-        default=BUILTIN,
-        metavar="SOURCE",
-        help="a checkpoint of the Stable Diffusion 1.x family in diffusers' layout, or a bundle (the built-in one)",
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the new folder")
-    parser.add_argument("--license", metavar="TEXT", help="of the weights (what the checkpoint's model card says)")
-    options = parser.parse_args(arguments)
+    flags: dict[str, Any] = vars(_parser().parse_args(arguments))
+    source, out = flags.pop("source"), flags.pop("out")
+    lists = {name: tuple(value) for name, value in flags.items() if isinstance(value, list)}
+    options = Options(**flags | lists)
     _report("loading torch")
     try:
         from .write_bundle import export_bundle
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"export needs {error.name}", "pip install 'edgediffusion[export]'") from error
-    export_bundle(options.source, options.out, license=options.license, report=_report)
-    sys.stdout.write(f"{options.out}\n")
+    export_bundle(source, out, options, report=_report)
+    sys.stdout.write(f"{out}\n")
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("export", "Turn a torch checkpoint into a bundle: graphs beside its weights, compared with torch.")
+    add = parser.add_argument
+    add(
+        "source",
+        nargs="?",
+        default=str(BUILTIN),
+        metavar="SOURCE",
+        help="a folder in diffusers' layout, a .safetensors file, a hub's repository, or a bundle (the built-in one)",
+    )
+    add("out", type=Path, metavar="OUT", help="the new folder")
+    add(
+        "--dtype",
+        type=_dtype,
+        action=_Update,
+        default={},
+        metavar="[COMPONENT=]DTYPE",
+        help=f"what graphs compute in: {', '.join(DTYPES)}; one component with vae_decoder=fp32",
+    )
+    add("--weights", choices=WEIGHTS, help="store the weights in this form, computing as --dtype says")
+    add("--opset", type=int, default=Options.opset, metavar="N", help="of ONNX; default: %(default)s")
+    add("--static", type=_static, metavar="BxHxW", help="graphs of one size: pictures a batch, height, width")
+    add("--vae", metavar="SOURCE", help="take the VAE from there")
+    add("--unet", metavar="SOURCE", help="take the UNet from there")
+    add("--controlnet", dest="controlnets", **_REPEATED, metavar="SOURCE", help="add a ControlNet; repeatable")
+    add("--lora", dest="loras", type=_lora, **_REPEATED, metavar="FILE[:SCALE]", help="fuse a LoRA; repeatable")
+    add(
+        "--embedding",
+        dest="embeddings",
+        type=Path,
+        **_REPEATED,
+        metavar="FILE",
+        help="add a textual inversion; repeatable",
+    )
+    add("--revision", metavar="REV", help="a branch, tag or commit of the hub's repository")
+    add("--license", metavar="TEXT", help="of the weights (what the checkpoint's model card says)")
+    add("--resume", action="store_true", help="keep what an interrupted export to OUT has finished")
+    return parser
+
+
+_REPEATED: dict[str, Any] = {"action": "append", "default": []}
+
+
+class _Update(argparse.Action):
+    """Collects pairs into a new dict."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: object = None) -> None:
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), values[0]: values[1]})
+
+
+def _dtype(text: str) -> tuple[str, str]:
+    component, _, name = text.rpartition("=")
+    if name not in DTYPES:
+        raise argparse.ArgumentTypeError(f"{name!r}, known: {', '.join(DTYPES)}")
+    return component, DTYPES[name]
+
+
+def _static(text: str) -> tuple[int, int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted BATCHxHEIGHTxWIDTH, such as 1x512x512")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    file, colon, scale = text.rpartition(":")
+    if not (colon and re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", scale)):
+        return Path(text), 1.0
+    return Path(file), float(scale)
 
 
 def _report(line: str) -> None:

@@ -19,6 +19,7 @@ from edgediffusion.runtime.families import Component
 from edgediffusion.runtime.manifest import GraphRecord, Parity
 
 from .families import Network, Sample, Seen
+from .options import Options
 from .passes import simplify, store_weights
 from .precision import Case, Halved, halve
 from .sources import Part, select
@@ -28,33 +29,32 @@ from .weights import TORCH_DTYPES, StoredTensor, Weight, cast, load, write_tenso
 
 GRAPH = "model.onnx"
 HALVES = {"float16": "F16", "bfloat16": "BF16"}  # what a graph computes in -> what its weights are stored in
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Exported:
     """What the bundle notes about a component.
 
-    `outputs` are torch's, for later components to take as inputs. `islands` are the nodes that half precision would
-    break, which compute in float32; `remark` is a line for whoever exports.
+    `outputs` are torch's, for later components to take as inputs; `remark` is a line for whoever exports.
     """
 
     record: GraphRecord
     outputs: list[dict[str, Array]]
-    dtypes: frozenset[str]
-    islands: tuple[str, ...] = ()
     remark: str | None = None
 
 
 def export_component(
-    part: Part, component: Component, network: Network, seen: Seen, bundle: Path, dtype: str = "float32"
+    part: Part, component: Component, network: Network, seen: Seen, bundle: Path, options: Options
 ) -> Exported:
-    """Write `bundle / component.folder`: config, weights and graph of `part`, which computes in `dtype`.
+    """Write `bundle / component.folder`: config, weights and graph of `part`.
 
-    Weights keep the type that the source has them in when `dtype` is float32, and are stored in `dtype` otherwise.
+    Weights keep the type that the source has them in where the graph computes in float32, else they take its dtype.
 
     Raises:
         ExportError: see `sources.Part`, `sources.select`, `weights.load`, `verify.check_parity` and `precision.halve`.
     """
+    dtype = options.dtype_of(component.folder)
     module, spec = _build(part, network)
     shapes = {key: tuple(weight.shape) for key, weight in module.state_dict().items()}
     stored = select(part, shapes, network.renames, network.skip)
@@ -63,7 +63,7 @@ def export_component(
     (target / "config.json").write_text(json.dumps(part.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
     placed = write_tensors(target / component.weights, _narrowed(stored, module, dtype))
-    return _write_graph(module, spec, network.samples(part.config, seen), placed, target, dtype)
+    return _write_graph(module, spec, network.samples(part.config, seen), placed, target, dtype, options.opset)
 
 
 def _narrowed(stored: Mapping[str, Weight], module: nn.Module, dtype: str) -> dict[str, Weight]:
@@ -93,9 +93,10 @@ def _write_graph(
     placed: dict[str, StoredTensor],
     target: Path,
     dtype: str,
+    opset: int,
 ) -> Exported:
     outputs = references(module, spec, samples)
-    graph = store_weights(simplify(to_onnx(module, spec, samples[0])), placed)
+    graph = store_weights(simplify(to_onnx(module, spec, samples[0], opset)), placed)
     module.to("meta")  # ONNX Runtime now reads the same weights
     halved = None
     if dtype in HALVES:
@@ -111,9 +112,11 @@ def _write_graph(
         weights=weights.relative_to(target.parent).as_posix(),
         spec=spec,
         parity=parity,
+        dtype=dtype,
+        weights_dtype=", ".join(sorted({DTYPES[tensor.dtype] for tensor in placed.values()})),
+        islands=halved.islands if halved else (),
     )
-    dtypes = frozenset(tensor.dtype for tensor in placed.values())
-    return Exported(record, outputs, dtypes, halved.islands if halved else (), remark)
+    return Exported(record, outputs, remark)
 
 
 def _check_here(

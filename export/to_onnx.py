@@ -20,10 +20,8 @@ from edgediffusion.engines.spec import GraphSpec
 
 from .families.base import Sample
 
-OPSET = 18
 
-
-def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample) -> onnx.ModelProto:
+def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample, opset: int = 18) -> onnx.ModelProto:
     """The graph of `module`, traced with `example`, as torch's exporter leaves it; `passes` make it portable.
 
     Free dimensions of `spec` stay free. Parameters are initializers under their PyTorch names, without data: external,
@@ -39,7 +37,7 @@ def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample) -> onnx.ModelPr
             torch.export.export(module, (), arguments, dynamic_shapes=free),
             dynamo=True,
             optimize=False,
-            opset_version=OPSET,
+            opset_version=opset,
             verbose=False,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],

@@ -17,40 +17,40 @@ from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
 
 from .component import Exported, export_component
 from .families import FAMILIES
+from .options import Options
 from .sources import MODEL_INDEX, Source, open_source
-from .to_onnx import OPSET
 from .tokenizer import write_tokenizer
 
 COPIED = ("scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json", "README.md", "LICENSE")
 TOOLS = ("edgediffusion", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # components that diffusers can do without
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def export_bundle(
-    source: Path, out: Path, *, license: str | None = None, report: Callable[[str], None] = lambda line: None
+    source: str | Path,
+    out: Path,
+    options: Options = Options(),  # noqa: B008  frozen
+    report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write the bundle of the checkpoint `source` to the new folder `out`; `report` gets a line per stage.
 
-    `license` is that of the weights; None takes what the checkpoint says. `out` appears when everything is in it.
+    `out` appears when everything is in it.
 
     Raises:
         UsageError: `out` is taken, or cannot be made.
         ExportError, UnknownName: `source` is not a whole checkpoint of a known family, or a graph disagrees with torch.
     """
-    checkpoint = open_source(source)
+    checkpoint = open_source(Path(source))
     with _new_folder(out.resolve()) as bundle:
-        exported, digests = _export_components(checkpoint, bundle, report)
+        exported, digests = _export_components(checkpoint, options, bundle, report)
         report("tokenizer, scheduler and manifest")
         _copy_settings(checkpoint, bundle)
         manifest = Manifest(
             family=checkpoint.family,
             source=checkpoint.name,
             source_sha256=digests,
-            dtype="float32",
-            weights_dtype=", ".join(sorted({DTYPES[d] for part in exported.values() for d in part.dtypes})),
-            opset=OPSET,
-            license=checkpoint.license() if license is None else license,
+            opset=options.opset,
+            license=checkpoint.license() if options.license is None else options.license,
             versions={tool: importlib.metadata.version(tool) for tool in TOOLS},
             graphs={name: part.record for name, part in exported.items()},
             files={path.relative_to(bundle).as_posix(): _file_record(path) for path in _files(bundle)},
@@ -83,7 +83,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 
 def _export_components(
-    source: Source, bundle: Path, report: Callable[[str], None]
+    source: Source, options: Options, bundle: Path, report: Callable[[str], None]
 ) -> tuple[dict[str, Exported], dict[str, str]]:
     components = {component.folder: component for component in RUNTIME_FAMILIES[source.family].components}
     exported: dict[str, Exported] = {}
@@ -97,10 +97,12 @@ def _export_components(
             raise ExportError(f"{source.name}: {wanted} is missing")
         report(f"{name}: exporting")
         seen = {name: part.outputs for name, part in exported.items()}
-        exported[name] = export_component(part, components[name], network, seen, bundle)
+        exported[name] = export_component(part, components[name], network, seen, bundle, options)
         digests |= {f"{path.parent.name}/{path.name}": _digest(path) for path in part.files}
         parity = exported[name].record.parity
         report(f"{name}: agrees with torch to {parity.error:.1e} (tolerance {parity.tolerance:.0e}; {parity.worst})")
+        if remark := exported[name].remark:
+            report(remark)
     return exported, digests
 
 

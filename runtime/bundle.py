@@ -62,7 +62,7 @@ class Bundle:
         for name, record in manifest.files.items():
             _check_size(_inside(path, name), record)
         _check_graphs(path, manifest, family)
-        heavy = {file for graph in manifest.graphs.values() for file in (graph.model, graph.weights)}
+        heavy = {file for graph in manifest.graphs.values() for file in graph.files}
         for name in manifest.files.keys() - heavy:
             _check_digest(path / name, manifest.files[name])
         return cls(path, manifest, family, backend, device)
@@ -150,7 +150,7 @@ def _check_graphs(bundle: Path, manifest: Manifest, family: Family) -> None:
     if missing := family.required - manifest.graphs.keys():
         raise BundleError(f"{bundle}: no graph of {', '.join(sorted(missing))} in the manifest; {_REMEDY}")
     for graph in manifest.graphs.values():
-        for name in (graph.model, graph.weights):
+        for name in graph.files:
             if name not in manifest.files:
                 raise BundleError(f"{bundle}: {name} has no size and digest in the manifest; {_REMEDY}")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 
 MANIFEST = "edgediffusion.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,28 +34,44 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphRecord:
-    """One component's graph: files relative to the bundle, inputs and outputs, parity."""
+class Variant:
+    """A further graph over the weights of a component, such as the UNet that takes a ControlNet's residuals."""
 
     model: str
-    weights: str
     spec: GraphSpec
     parity: Parity
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRecord(Variant):
+    """One component's graph: files relative to the bundle, inputs and outputs, parity.
+
+    `dtype` is what the graph computes in, but for the nodes named in `islands`, which compute in float32;
+    `weights_dtype` is what its weights are stored in. Inputs and outputs are those of `spec` whatever the dtype.
+    """
+
+    weights: str
+    dtype: str
+    weights_dtype: str
+    islands: tuple[str, ...] = ()
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The graphs and their weights."""
+        return (self.model, self.weights, *(variant.model for variant in self.variants.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The whole of `edgediffusion.json`.
 
-    `source` names the checkpoint, `source_sha256` its weight files; `dtype` is what the graphs compute in and
-    `weights_dtype` what the weights are stored in; `versions` are the tools that wrote the bundle.
+    `source` names the checkpoint, `source_sha256` its weight files; `versions` are the tools that wrote the bundle.
     """
 
     family: str
     source: str
     source_sha256: dict[str, str]
-    dtype: str
-    weights_dtype: str
     opset: int
     license: str
     versions: dict[str, str]
@@ -87,6 +104,8 @@ class Manifest:
                 raise BundleError(
                     f"{path}: schema {schema}, this version reads up to {SCHEMA}; pip install --upgrade edgediffusion"
                 )
+            if schema == 1:
+                record = _from_schema_1(record)
             return cls(
                 **record
                 | {
@@ -98,14 +117,23 @@ class Manifest:
             raise BundleError(f"{path}: not a valid manifest ({error!r}); export the bundle again") from None
 
 
+def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:
+    """There the dtypes were the bundle's, and a graph had no variants."""
+    dtypes = {name: record.pop(name) for name in ("dtype", "weights_dtype")}
+    return record | {"graphs": {name: graph | dtypes for name, graph in record["graphs"].items()}}
+
+
 def _graph(record: dict[str, Any]) -> GraphRecord:
+    variants = {name: Variant(**_parse(variant)) for name, variant in record.get("variants", {}).items()}
+    return GraphRecord(**_parse(record) | {"islands": tuple(record.get("islands", ())), "variants": variants})
+
+
+def _parse(record: dict[str, Any]) -> dict[str, Any]:
     spec = record["spec"]
-    return GraphRecord(
-        model=record["model"],
-        weights=record["weights"],
-        spec=GraphSpec(spec["name"], _tensors(spec["inputs"]), _tensors(spec["outputs"])),
-        parity=Parity(**record["parity"]),
-    )
+    return record | {
+        "spec": GraphSpec(spec["name"], _tensors(spec["inputs"]), _tensors(spec["outputs"])),
+        "parity": Parity(**record["parity"]),
+    }
 
 
 def _tensors(records: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

@@ -41,20 +41,20 @@ def show_manifest(manifest: Manifest) -> None:
         "family": manifest.family,
         "source": manifest.source,
         "licence": manifest.license,
-        "dtype": f"{manifest.dtype}, weights stored as {manifest.weights_dtype}",
         "opset": manifest.opset,
         "written with": _versions(manifest.versions),
         "files": f"{len(manifest.files)}, {_size(sum(record.bytes for record in manifest.files.values()))}",
     }
     _facts(console, facts)
     console.print()
-    header = ("graph", "inputs", "outputs", "weights", "error against torch")
+    header = ("graph", "dtype", "inputs", "outputs", "weights", "error against torch")
     rows = [
         (
             name,
+            graph.dtype,
             _signature(graph.spec.inputs),
             _signature(graph.spec.outputs),
-            _size(manifest.files[graph.weights].bytes),
+            f"{_size(manifest.files[graph.weights].bytes)} {graph.weights_dtype}",
             f"{graph.parity.error:.1e}, allowed {graph.parity.tolerance:.0e}",
         )
         for name, graph in manifest.graphs.items()

@@ -18,6 +18,7 @@ from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.export import component, precision
 from edgediffusion.export.families import FAMILIES, Sample
+from edgediffusion.export.options import Options
 from edgediffusion.export.passes.graph import element_types
 from edgediffusion.export.precision import TOLERANCES, Case, halve
 from edgediffusion.export.sources import open_source
@@ -136,15 +137,15 @@ def export_decoder(source: Path, out: Path, dtype: str) -> component.Exported:
     network = FAMILIES[checkpoint.family]["vae_decoder"]
     seen = [{"latent_parameters": rng.standard_normal((n, 8, h, w), np.float32)} for n, h, w in ((2, 5, 8), (1, 4, 4))]
     part: Any = checkpoint.component(network.folders)
-    return component.export_component(part, record, network, {"vae_encoder": seen}, out, dtype)
+    return component.export_component(part, record, network, {"vae_encoder": seen}, out, Options(dtype={"": dtype}))
 
 
 def test_a_vae_that_overflows_is_found_and_mended(overflowing: Path, tmp_path: Path) -> None:
     exported = export_decoder(overflowing, tmp_path, "float16")
     model = onnx.load(tmp_path / exported.record.model, load_external_data=False)
     operators = {node.name: node.op_type for node in model.graph.node}
-    assert {operators[name] for name in exported.islands} == {"Conv", "Add", "InstanceNormalization"}
-    assert len(exported.islands) < 0.02 * len(operators)
+    assert {operators[name] for name in exported.record.islands} == {"Conv", "Add", "InstanceNormalization"}
+    assert len(exported.record.islands) < 0.02 * len(operators)
     assert exported.record.parity.error < TOLERANCES["float16"]
     stored = load_file(tmp_path / exported.record.weights)
     assert [key for key, value in stored.items() if value.dtype != torch.float16] == [f"{PLANTED}.weight"]
@@ -152,7 +153,7 @@ def test_a_vae_that_overflows_is_found_and_mended(overflowing: Path, tmp_path: P
 
 def test_a_graph_that_this_machine_cannot_run_says_so(overflowing: Path, tmp_path: Path) -> None:
     exported = export_decoder(overflowing, tmp_path, "bfloat16")
-    assert exported.islands == ()
+    assert exported.record.islands == ()
     assert exported.record.parity.tolerance == TOLERANCES["bfloat16"]
     assert exported.remark is not None
     assert exported.remark.startswith("vae_decoder: checked in float32 with every value rounded to bfloat16, which")

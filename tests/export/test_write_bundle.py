@@ -17,6 +17,7 @@ from safetensors import safe_open
 from edgediffusion.engines.errors import ExportError, UsageError
 from edgediffusion.export import verify, write_bundle
 from edgediffusion.export.component import Exported
+from edgediffusion.export.options import Options
 from edgediffusion.export.weights import read_header
 from edgediffusion.export.write_bundle import export_bundle
 from edgediffusion.runtime.manifest import MANIFEST, Manifest
@@ -55,7 +56,7 @@ def test_manifest_describes_every_file(bundle: Path) -> None:
         content = files[name].read_bytes()
         assert (record.bytes, record.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert manifest.license == "apache-2.0"
-    assert manifest.weights_dtype == "float16"
+    assert {(record.dtype, record.weights_dtype) for record in manifest.graphs.values()} == {("float32", "float16")}
     assert manifest.source_sha256.keys() == {
         "text_encoder/model.safetensors",
         "image_encoder/model.safetensors",
@@ -230,8 +231,8 @@ def test_stages_are_reported_and_an_optional_component_may_be_missing(
     graphs = Manifest.read(bundle).graphs
 
     def done(_: object, component: Any, *rest: Any) -> Exported:
-        shutil.copytree(bundle / component.folder, rest[-1] / component.folder)
-        return Exported(graphs[component.folder], [], frozenset({"F16", "F32"}))
+        shutil.copytree(bundle / component.folder, rest[-2] / component.folder)
+        return Exported(graphs[component.folder], [])
 
     source = tmp_path / "source"
     shutil.copytree(checkpoint, source, ignore=shutil.ignore_patterns("image_encoder", "README.md"))
@@ -241,7 +242,7 @@ def test_stages_are_reported_and_an_optional_component_may_be_missing(
     manifest = export_bundle(source, tmp_path / "out", report=lines.append)
     assert manifest == Manifest.read(tmp_path / "out")
     assert manifest.graphs.keys() == set(GRAPHS) - {"image_encoder"}
-    assert (manifest.source, manifest.license, manifest.weights_dtype) == ("source", "unknown", "float16, float32")
+    assert (manifest.source, manifest.license) == ("source", "unknown")
     index = json.loads((tmp_path / "out" / "model_index.json").read_text())
     assert index["image_encoder"] == [None, None]
     assert index["vae"] == ["diffusers", "AutoencoderKL"]
@@ -249,7 +250,7 @@ def test_stages_are_reported_and_an_optional_component_may_be_missing(
         "text_encoder", "vae_encoder", "vae_decoder", "unet", "tokenizer, scheduler and manifest",
     ]  # fmt: skip
     assert all("agrees with torch to" in line for line in lines[1::2])
-    assert export_bundle(source, tmp_path / "licensed", license="CC0-1.0").license == "CC0-1.0"
+    assert export_bundle(source, tmp_path / "licensed", Options(license="CC0-1.0")).license == "CC0-1.0"
 
 
 def test_a_component_that_is_missing(checkpoint: Path, tmp_path: Path) -> None:

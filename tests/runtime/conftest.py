@@ -149,6 +149,8 @@ def bundle_path(tmp_path: Path, clip_tokenizer: Tokenizer) -> Path:
             weights=f"{name}/{WEIGHTS.get(name, 'diffusion_pytorch_model.safetensors')}",
             spec=spec,
             parity=Parity(error=0.0, tolerance=1e-4, worst="zeros"),
+            dtype="float32",
+            weights_dtype="float32",
         )
         files[graph.model] = b"graph"
         files[graph.weights] = b"weights of " + name.encode()
@@ -160,8 +162,6 @@ def bundle_path(tmp_path: Path, clip_tokenizer: Tokenizer) -> Path:
         family="sd",
         source="a test",
         source_sha256={},
-        dtype="float32",
-        weights_dtype="float32",
         opset=18,
         license="Apache-2.0",
         versions={},

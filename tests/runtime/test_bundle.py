@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.runtime.bundle import Bundle
-from edgediffusion.runtime.manifest import MANIFEST, SCHEMA, Manifest
+from edgediffusion.runtime.manifest import MANIFEST, SCHEMA, Manifest, Variant
 
 from .conftest import Opened
 
@@ -199,4 +200,27 @@ def test_a_damaged_manifest(tmp_path: Path, text: str, message: str) -> None:
 def test_a_manifest_reads_as_it_was_written(bundle_path: Path) -> None:
     manifest = Manifest.read(bundle_path)
     assert manifest.to_json() == (bundle_path / MANIFEST).read_text()
+    unet = manifest.graphs["unet"]
+    variant = Variant(model="unet/model.controlnet.onnx", spec=unet.spec, parity=unet.parity)
+    unet = replace(unet, dtype="float16", islands=("/conv_in", "/conv_out"), variants={"controlnet": variant})
+    manifest = replace(manifest, graphs={"unet": unet})
+    edit_manifest(bundle_path, **json.loads(manifest.to_json()))
+    assert Manifest.read(bundle_path) == manifest
+
+
+def test_schema_1(bundle_path: Path) -> None:
+    """There the dtypes were the bundle's, not the graphs'."""
+    manifest = Manifest.read(bundle_path)
+    record = json.loads(manifest.to_json())
+    for graph in record["graphs"].values():
+        for key in ("dtype", "weights_dtype", "islands", "variants"):
+            del graph[key]
+    edit_manifest(bundle_path, schema=1, dtype="float32", weights_dtype="float16", graphs=record["graphs"])
+    read = Manifest.read(bundle_path)
+    assert {graph.weights_dtype for graph in read.graphs.values()} == {"float16"}
+    assert read.to_json() == manifest.to_json().replace('"weights_dtype": "float32"', '"weights_dtype": "float16"')
+
+
+def test_shapes_are_tuples(bundle_path: Path) -> None:
+    manifest = Manifest.read(bundle_path)
     assert manifest.graphs["unet"].spec.inputs[0].shape == ("batch", 4, "height", "width")

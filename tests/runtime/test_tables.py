@@ -62,15 +62,18 @@ def test_a_manifest(capsys: pytest.CaptureFixture[str]) -> None:
         (TensorSpec("out_sample", "float32", ("batch", 4)),),
     )
     graph = GraphRecord(
-        model="unet/model.onnx", weights="unet/w", spec=spec, parity=Parity(error=2e-6, tolerance=1e-4, worst="zeros")
+        model="unet/model.onnx",
+        weights="unet/w",
+        spec=spec,
+        parity=Parity(error=2e-6, tolerance=1e-4, worst="zeros"),
+        dtype="float32",
+        weights_dtype="float16",
     )
     show_manifest(
         Manifest(
             family="sd",
             source="a checkpoint",
             source_sha256={},
-            dtype="float32",
-            weights_dtype="float16",
             opset=18,
             license="Apache-2.0",
             versions={"torch": "2.13"},
@@ -83,10 +86,9 @@ def test_a_manifest(capsys: pytest.CaptureFixture[str]) -> None:
         "family sd",
         "source a checkpoint",
         "licence Apache-2.0",
-        "dtype float32, weights stored as float16",
         "written with torch 2.13",
         "files 2, 2.0 GiB",
-        "unet sample float32 (batch, 4) out_sample float32 (batch, 4) 3.0 MiB 2.0e-06, allowed 1e-04",
+        "unet float32 sample float32 (batch, 4) out_sample float32 (batch, 4) 3.0 MiB float16 2.0e-06, allowed 1e-04",
         "timestep int64 (1)",
     ):
         assert expected in out

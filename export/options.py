@@ -1,0 +1,39 @@
+"""What an export is asked for: the flags of `edgediffusion export`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+WEIGHTS = ("int8",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a checkpoint becomes a bundle. Sources are whatever `sources.open_source` takes.
+
+    `dtype` is what each component computes in, by folder; "" stands for all that are not named, float32 if absent.
+    `weights` stores the weights in another form than the source's. `static` fixes batch, height and width, in pixels.
+    `loras` are files with their scales, `embeddings` textual inversions. `revision` is that of a hub's repository.
+    `license` is that of the weights; None takes what the checkpoint says. `resume` keeps what an interrupted export
+    had finished.
+    """
+
+    dtype: Mapping[str, str] = field(default_factory=dict)
+    weights: str | None = None
+    opset: int = 18
+    static: tuple[int, int, int] | None = None
+    license: str | None = None
+    vae: str | None = None
+    unet: str | None = None
+    controlnets: tuple[str, ...] = ()
+    loras: tuple[tuple[Path, float], ...] = ()
+    embeddings: tuple[Path, ...] = ()
+    revision: str | None = None
+    resume: bool = False
+
+    def dtype_of(self, component: str) -> str:
+        """What the component in this folder computes in."""
+        return self.dtype.get(component, self.dtype.get("", "float32"))
