@@ -110,14 +110,14 @@ _ELSEWHERE = frozenset(
 class ConfigReader:
     """The keys of one sampler: those it `reads`, and those of which it `accepts` some values only.
 
-    `sigmas` are the sigma schedules that it can use; the first is what it does unless told. `renamed` are values of
-    other samplers that diffusers takes for this one's.
+    `sigmas` are the sigma schedules that it can use; the first is what it does unless told. Of `lists`, "sigmas"
+    and "timesteps", it takes those named. `renamed` are values of other samplers that diffusers takes for this one's.
     """
 
     reads: frozenset[str]
     accepts: Mapping[str, tuple[Any, ...]]
     sigmas: tuple[str, ...] = ("model",)
-    takes_lists: bool = False
+    lists: tuple[str, ...] = ()
     renamed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     defaults: SchedulerConfig = SchedulerConfig()
 
@@ -155,8 +155,9 @@ class ConfigReader:
         if timesteps is not None and (sigmas is not None or flags):
             raise UsageError("timesteps and a sigma schedule; wanted one of them")
         for kind, values in (("sigmas", sigmas), ("timesteps", timesteps)):
-            if values is not None and not isinstance(values, str) and not self.takes_lists:
-                raise UsageError(f"a list of {kind} is not supported by this sampler; take another, such as euler")
+            if values is not None and not isinstance(values, str) and kind not in self.lists:
+                instead = f"give a list of {self.lists[0]}" if self.lists else "take another, such as euler"
+                raise UsageError(f"a list of {kind} is not supported by this sampler; {instead}")
         if isinstance(sigmas, str) and sigmas not in self.sigmas:
             known = ", ".join(self.sigmas)
             raise UsageError(f"sigmas {sigmas!r} cannot be used by this sampler; it takes: {known}")

@@ -15,11 +15,12 @@ from ..arrays import F64
 from .base import Limit, LinearSampler, Move, Prediction, first_order_weights, pairs, x0_table
 from .config import COMMON, OF_DIFFUSION, ConfigReader, SchedulerConfig, check_eta
 from .limits import clip_limit, threshold_limit
-from .schedule import alphas_cumprod
+from .schedule import alphas_cumprod, given_timesteps
 
 read_tcd_config = ConfigReader(
     reads=COMMON | {"rescale_betas_zero_snr", "original_inference_steps", "eta"},
     accepts={"prediction_type": OF_DIFFUSION},
+    lists=("timesteps",),
     defaults=SchedulerConfig(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, timestep_spacing="leading"
     ),
@@ -78,7 +79,10 @@ def tcd(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
 
 
 def _distilled_timesteps(config: SchedulerConfig, num_inference_steps: int) -> NDArray[np.int64]:
-    """Of the timesteps that the model was distilled on, as many as wanted, evenly spaced from the highest."""
+    """Those given, or of the timesteps that the model was distilled on as many as wanted, evenly from the highest."""
+    given = given_timesteps(config, num_inference_steps, config.num_train_timesteps)
+    if given is not None:
+        return given.round().astype(np.int64)
     original, count = config.original_inference_steps, config.num_train_timesteps
     if not 1 <= num_inference_steps <= original <= count:
         raise UsageError(

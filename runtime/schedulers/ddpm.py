@@ -40,6 +40,7 @@ read_config = ConfigReader(
     | {"rescale_betas_zero_snr", "variance_type", "clip_sample", "clip_sample_range"}
     | {"thresholding", "dynamic_thresholding_ratio", "sample_max_value"},
     accepts={"variance_type": (*VARIANCE_TYPES, *LEARNED_VARIANCE_TYPES), "prediction_type": OF_DIFFUSION},
+    lists=("timesteps",),
     defaults=SchedulerConfig(timestep_spacing="leading"),
 )
 

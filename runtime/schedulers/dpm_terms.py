@@ -24,7 +24,7 @@ PRESERVING = ConfigReader(
     | {"thresholding", "dynamic_thresholding_ratio", "sample_max_value"},
     accepts={"solver_order": (1, 2, 3)},
     sigmas=tuple(SIGMA_SCHEDULES),
-    takes_lists=True,
+    lists=("sigmas", "timesteps"),
 )
 # diffusers takes the names of other solvers' settings for its own.
 DPM_NAMES = {

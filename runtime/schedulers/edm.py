@@ -13,7 +13,7 @@ from .base import LinearSampler, Move, Prediction, first_order_weights, pairs, s
 from .config import ConfigReader, SchedulerConfig
 from .dpm_multistep import multistep_moves
 from .dpm_terms import DPM_NAMES
-from .levels import Levels, check_steps, final_sigma, refuse_timesteps
+from .levels import Levels, check_steps, final_sigma
 from .limits import threshold_limit
 from .sigmas import RANGE_ONLY, SigmaRange, scheduled_sigmas
 
@@ -23,7 +23,7 @@ EULER = ConfigReader(
     ),
     accepts={"prediction_type": ("epsilon", "v_prediction"), "sigma_schedule": ("karras", "exponential")},
     sigmas=("model", *RANGE_ONLY),
-    takes_lists=True,
+    lists=("sigmas",),
     defaults=SchedulerConfig(sigma_min=0.002, sigma_max=80.0),
 )
 MULTISTEP = replace(
@@ -64,7 +64,6 @@ def _levels(
     c: SchedulerConfig, config: Mapping[str, Any], num_inference_steps: int, *, stop_at_own_end: bool
 ) -> Levels:
     n = check_steps(c, num_inference_steps)
-    refuse_timesteps(c)
     assert c.sigma_min is not None
     assert c.sigma_max is not None
     ends = np.array([c.sigma_max, c.sigma_min])

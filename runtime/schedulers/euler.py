@@ -18,7 +18,7 @@ EXPLODING = ConfigReader(
     reads=COMMON | SIGMA_FLAGS.keys() - {"use_lu_lambdas"} | {"sigma_min", "sigma_max"},
     accepts={"prediction_type": OF_DIFFUSION},
     sigmas=tuple(SIGMA_SCHEDULES),
-    takes_lists=True,
+    lists=("sigmas", "timesteps"),
 )
 read_config = replace(
     EXPLODING,

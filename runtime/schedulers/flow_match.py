@@ -12,9 +12,10 @@ from .base import LinearSampler, Move, Prediction, pairs
 from .config import SIGMA_FLAGS, ConfigReader, SchedulerConfig
 from .heun import heun_moves, twice
 from .levels import Levels, check_steps, dynamically_shifted, flow_levels, given_or, shifted, stretched
+from .schedule import given_timesteps
 from .sigmas import RANGE_ONLY, SigmaRange, scheduled_sigmas
 
-HEUN = ConfigReader(reads=frozenset({"num_train_timesteps", "shift"}), accepts={}, takes_lists=True)
+HEUN = ConfigReader(reads=frozenset({"num_train_timesteps", "shift"}), accepts={}, lists=("sigmas",))
 EULER = replace(
     HEUN,
     reads=HEUN.reads
@@ -22,6 +23,7 @@ EULER = replace(
     | {"use_dynamic_shifting", "time_shift_type", "mu", "shift_terminal", "invert_sigmas", "stochastic_sampling"}
     | {"sigma_min", "sigma_max"},
     sigmas=("model", *RANGE_ONLY),
+    lists=("sigmas", "timesteps"),
 )
 
 
@@ -59,7 +61,9 @@ def _levels(c: SchedulerConfig, num_inference_steps: int) -> Levels:
     n = check_steps(c, num_inference_steps)
     shift = 1.0 if c.use_dynamic_shifting else c.shift
     # As in diffusers, where the lowest is shifted twice.
-    sigmas = given_or(c, np.linspace(1.0, shifted(np.array(1 / c.num_train_timesteps), shift).item(), n))
+    even = np.linspace(1.0, shifted(np.array(1 / c.num_train_timesteps), shift).item(), n)
+    timesteps = given_timesteps(c, n, c.num_train_timesteps + 1)
+    sigmas = given_or(c, even) if timesteps is None else timesteps / c.num_train_timesteps
     sigmas = dynamically_shifted(c, sigmas) if c.use_dynamic_shifting else shifted(sigmas, shift)
     sigmas = stretched(sigmas, c.shift_terminal)
     if isinstance(c.sigmas, str) and c.sigmas != "model":
@@ -68,7 +72,8 @@ def _levels(c: SchedulerConfig, num_inference_steps: int) -> Levels:
     if c.invert_sigmas:
         sigmas, end = 1 - sigmas, 1.0
     levels = flow_levels(c, sigmas, end)
-    return replace(levels, timesteps=levels.sigmas[:-1] * c.num_train_timesteps)
+    # As in diffusers, timesteps from a list are not shifted.
+    return replace(levels, timesteps=levels.sigmas[:-1] * c.num_train_timesteps if timesteps is None else timesteps)
 
 
 def _sampler(levels: Levels, moves: tuple[tuple[Move, ...], ...]) -> LinearSampler:

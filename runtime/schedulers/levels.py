@@ -12,8 +12,8 @@ from edgediffusion.engines.errors import UsageError
 
 from ..arrays import F64
 from .config import SchedulerConfig, pick
-from .schedule import spaced_timesteps, timesteps_at, train_sigmas
-from .sigmas import SigmaRange, checked, scheduled_sigmas
+from .schedule import checked, given_timesteps, spaced_timesteps, timesteps_at, train_sigmas
+from .sigmas import SigmaRange, scheduled_sigmas
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +46,7 @@ def exploding_levels(config: SchedulerConfig, num_inference_steps: int) -> Level
         UsageError: the steps, timesteps or sigmas cannot be used.
     """
     train = train_sigmas(config)
-    timesteps = _given_timesteps(config, num_inference_steps, len(train))
+    timesteps = given_timesteps(config, num_inference_steps, len(train))
     if timesteps is None:
         timesteps = spaced_timesteps(config, num_inference_steps)
     end = final_sigma(config, train[0])
@@ -80,7 +80,7 @@ def preserving_levels(
         UsageError: the steps, timesteps or sigmas cannot be used.
     """
     train = train_sigmas(config)
-    timesteps = _given_timesteps(config, num_inference_steps, len(train))
+    timesteps = given_timesteps(config, num_inference_steps, len(train))
     if timesteps is None:
         # lambda = -log(sigma); levels below lambda_min_clipped are left out.
         stop = config.num_train_timesteps - int(np.sum(-np.log(train) < config.lambda_min_clipped))
@@ -142,8 +142,13 @@ def stretched(sigmas: F64, shift_terminal: float | None) -> F64:
 
 
 def given_or(config: SchedulerConfig, even: F64) -> F64:
-    """The list of sigmas of the config, which is shifted like the `even` ones that it stands for."""
-    refuse_timesteps(config)
+    """The list of sigmas of the config, which is shifted like the `even` ones that it stands for.
+
+    Raises:
+        UsageError: the config has a list of timesteps; or as `checked`.
+    """
+    if config.timesteps is not None:
+        raise UsageError("a list of timesteps cannot be used with use_flow_sigmas; give a list of sigmas")
     return checked("sigmas", config.sigmas, len(even)) if isinstance(config.sigmas, tuple) else even
 
 
@@ -170,16 +175,6 @@ def solver_flow_levels(config: SchedulerConfig, num_inference_steps: int) -> Lev
     return flow_levels(config, shifted(given_or(config, even), shift), end)
 
 
-def refuse_timesteps(config: SchedulerConfig) -> None:
-    """For samplers whose levels are sigmas.
-
-    Raises:
-        UsageError: the config has a list of timesteps.
-    """
-    if config.timesteps is not None:
-        raise UsageError("a list of timesteps is not supported by this sampler; give a list of sigmas")
-
-
 def check_steps(config: SchedulerConfig, num_inference_steps: int) -> int:
     """num_inference_steps, when it is 1 to num_train_timesteps.
 
@@ -194,12 +189,3 @@ def check_steps(config: SchedulerConfig, num_inference_steps: int) -> int:
 def final_sigma(config: SchedulerConfig, sigma_min: float) -> float:
     """The level at which the run ends."""
     return pick("final_sigmas_type", config.final_sigmas_type, {"zero": 0.0, "sigma_min": float(sigma_min)})
-
-
-def _given_timesteps(config: SchedulerConfig, num_inference_steps: int, stop: int) -> F64 | None:
-    if config.timesteps is None:
-        return None
-    timesteps = checked("timesteps", config.timesteps, num_inference_steps)
-    if timesteps[0] >= stop or timesteps[-1] < 0:
-        raise UsageError(f"timesteps from {timesteps[0]:g} to {timesteps[-1]:g}; wanted from below {stop} to 0 or more")
-    return timesteps

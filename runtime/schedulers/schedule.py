@@ -108,13 +108,44 @@ def spaced_timesteps(
     return timesteps
 
 
-def whole_timesteps(config: SchedulerConfig, num_inference_steps: int) -> NDArray[np.int64]:
-    """Descending timesteps of the training, rounded, shape (num_inference_steps,).
+def checked(kind: str, values: tuple[float, ...], num_inference_steps: int) -> F64:
+    """A list of `kind` as an array; a 0 after the last sigma is left out.
 
     Raises:
-        UsageError: as `spaced_timesteps`, or steps_offset goes beyond the training.
+        UsageError: it does not fall, or is not of num_inference_steps values.
     """
-    timesteps = spaced_timesteps(config, num_inference_steps).round().astype(np.int64)
+    array = np.asarray(values, np.float64)
+    if kind == "sigmas" and len(array) == num_inference_steps + 1 and array[-1] == 0:
+        array = array[:-1]
+    if len(array) != num_inference_steps:
+        raise UsageError(f"{kind} of {len(array)} values; wanted num_inference_steps, {num_inference_steps}")
+    if not (np.isfinite(array).all() and (np.diff(array) < 0).all() and (kind == "timesteps" or array[-1] > 0)):
+        raise UsageError(f"{kind} {', '.join(map(str, values))}; wanted finite numbers above 0 that fall")
+    return array
+
+
+def given_timesteps(config: SchedulerConfig, num_inference_steps: int, stop: int) -> F64 | None:
+    """The list of timesteps of the config, if it has one.
+
+    Raises:
+        UsageError: they do not fall, are not num_inference_steps, or go to `stop` or below 0.
+    """
+    if config.timesteps is None:
+        return None
+    timesteps = checked("timesteps", config.timesteps, num_inference_steps)
+    if timesteps[0] >= stop or timesteps[-1] < 0:
+        raise UsageError(f"timesteps from {timesteps[0]:g} to {timesteps[-1]:g}; wanted from below {stop} to 0 or more")
+    return timesteps
+
+
+def whole_timesteps(config: SchedulerConfig, num_inference_steps: int) -> NDArray[np.int64]:
+    """Descending timesteps of the training, spaced or given, rounded, shape (num_inference_steps,).
+
+    Raises:
+        UsageError: as `spaced_timesteps` or `given_timesteps`, or steps_offset goes beyond the training.
+    """
+    given = given_timesteps(config, num_inference_steps, config.num_train_timesteps)
+    timesteps = (spaced_timesteps(config, num_inference_steps) if given is None else given).round().astype(np.int64)
     if timesteps[0] >= config.num_train_timesteps:
         raise UsageError(
             f"num_inference_steps {num_inference_steps} with steps_offset {config.steps_offset} starts at timestep "

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgediffusion.engines.errors import UsageError
-
 from ..arrays import F64
 from .beta_distribution import beta_ppf
 from .config import SchedulerConfig, pick
+from .schedule import checked
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,19 +104,3 @@ def scheduled_sigmas(config: SchedulerConfig, sigma_range: SigmaRange) -> F64:
     if isinstance(config.sigmas, tuple):
         return checked("sigmas", config.sigmas, len(sigma_range.own))
     return pick("sigmas", config.sigmas or "model", SIGMA_SCHEDULES)(sigma_range)
-
-
-def checked(kind: str, values: tuple[float, ...], num_inference_steps: int) -> F64:
-    """A list of `kind` as an array; a 0 after the last sigma is left out.
-
-    Raises:
-        UsageError: it does not fall, or is not of num_inference_steps values.
-    """
-    array = np.asarray(values, np.float64)
-    if kind == "sigmas" and len(array) == num_inference_steps + 1 and array[-1] == 0:
-        array = array[:-1]
-    if len(array) != num_inference_steps:
-        raise UsageError(f"{kind} of {len(array)} values; wanted num_inference_steps, {num_inference_steps}")
-    if not (np.isfinite(array).all() and (np.diff(array) < 0).all() and (kind == "timesteps" or array[-1] > 0)):
-        raise UsageError(f"{kind} {', '.join(map(str, values))}; wanted finite numbers above 0 that fall")
-    return array

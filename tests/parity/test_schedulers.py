@@ -134,6 +134,7 @@ LISTS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("DPMSolverSinglestepScheduler", {}, {"timesteps": [999, 850, 500, 300, 20]}, {}),
     ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, {"sigmas": [0.9, 0.5, 0.2]}, {}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 2.0}, {"sigmas": [0.9, 0.5, 0.2]}, {}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 2.0}, {"timesteps": [1000, 700, 20]}, {}),
 ]
 
 

@@ -97,7 +97,9 @@ def their_run(
 ) -> Iterator[tuple[float, Latents]]:
     stream = Stream()
     scheduler: Any = getattr(MODULES[name], name).from_config(config)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(
+        **({"timesteps": config["timesteps"]} if "timesteps" in config else {"num_inference_steps": steps})
+    )
     with pytest.MonkeyPatch.context() as patch:
         module = MODULES[name]
         if hasattr(module, "randn_tensor"):
@@ -276,6 +278,11 @@ def test_sigma_schedules(name: str, spacing: str, prediction_type: str) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_from_a_config_that_says_nothing(name: str) -> None:
     compare(name, SETTINGS[name], 10)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "LCMScheduler", "TCDScheduler", "DPMSolverMultistepScheduler"])
+def test_a_list_of_timesteps(name: str) -> None:
+    compare(name, SD15 | SETTINGS[name] | {"timesteps": [999, 850, 333, 19]}, 4)
 
 
 @pytest.mark.skipif(not HAS_TORCHSDE, reason="torchsde is not installed")
