@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgediffusion.engines.errors import ExportError
@@ -14,19 +14,19 @@ JSON, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def write_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer in `source` to the new folder `target`, and add the form that is missing.
+def write_tokenizer(files: Mapping[str, bytes], target: Path) -> None:
+    """Write the tokenizer of `files` (name -> content) to the new folder `target`, and add the form that is missing.
 
     Raises:
-        ExportError: `source` has neither form, or a tokenizer.json that is not byte-pair encoding as CLIP's is.
+        ExportError: there is neither form, or a tokenizer.json that is not byte-pair encoding as CLIP's is.
     """
     target.mkdir()
     for name in (JSON, VOCAB, MERGES, *SETTINGS):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        if name in files:
+            (target / name).write_bytes(files[name])
     if not (target / JSON).exists():
         if not ((target / VOCAB).exists() and (target / MERGES).exists()):
-            raise ExportError(f"{source}: no tokenizer here ({JSON}, or {VOCAB} and {MERGES})")
+            raise ExportError(f"{target.name}: no tokenizer in the checkpoint ({JSON}, or {VOCAB} and {MERGES})")
         _write_json(target)
     elif not ((target / VOCAB).exists() and (target / MERGES).exists()):
         _write_vocabulary(target, read_json(target / JSON).get("model", {}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,12 +40,13 @@ def export_bundle(
         ExportError, UnknownName: `source` is not a whole checkpoint of a known family, or a graph disagrees with torch.
     """
     checkpoint = open_source(Path(source))
+    family = checkpoint.family
     with _new_folder(out.resolve()) as bundle:
         exported, digests = _export_components(checkpoint, options, bundle, report)
         report("tokenizer, scheduler and manifest")
         _copy_settings(checkpoint, bundle)
         manifest = Manifest(
-            family=checkpoint.family,
+            family=family,
             source=checkpoint.name,
             source_sha256=digests,
             opset=options.opset,
@@ -108,11 +108,11 @@ def _export_components(
 
 def _copy_settings(source: Source, bundle: Path) -> None:
     for name in COPIED:
-        if (source.settings / name).is_file():
+        if name in source.settings:
             (bundle / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source.settings / name, bundle / name)
+            (bundle / name).write_bytes(source.settings[name])
     for tokenizer in RUNTIME_FAMILIES[source.family].tokenizers:
-        write_tokenizer(source.settings / tokenizer, bundle / tokenizer)
+        write_tokenizer(source.folder(tokenizer), bundle / tokenizer)
     left_out = (key for key in source.index if key in OPTIONAL and not (bundle / key).is_dir())
     index = source.index | {key: [None, None] for key in left_out}
     (bundle / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -17,7 +17,6 @@ def open_source(source: Path) -> Source:
 
     Raises:
         ExportError: there is none.
-        UnknownName: it belongs to a family that cannot be exported.
     """
     if not source.is_dir():
         raise ExportError(f"{source}: no such folder; wanted a checkpoint in diffusers' layout, with {MODEL_INDEX}")

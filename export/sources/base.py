@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgediffusion.engines.errors import ExportError
-from edgediffusion.runtime.manifest import MANIFEST, Manifest
+from edgediffusion.engines.errors import ExportError, UnknownName
+from edgediffusion.runtime.families import FAMILIES
+from edgediffusion.runtime.manifest import MANIFEST
 
 from ..weights import FLOATS, Weight
 
@@ -49,23 +50,38 @@ class EditedPart:
 class Source:
     """An opened checkpoint.
 
-    `family` is a name of `FAMILIES`, `index` its model_index.json, `parts` its components by folder. `settings` is a
-    folder in diffusers' layout with everything that is not weights: tokenizers, scheduler, model card.
+    `index` is its model_index.json, `parts` its components by folder. `settings` holds the files that belong to none of
+    them, by their path in diffusers' layout: scheduler, tokenizers, model card.
     """
 
     name: str
-    settings: Path
-    family: str
     index: Config
     parts: Mapping[str, Part]
+    settings: Mapping[str, bytes]
+
+    @property
+    def family(self) -> str:
+        """The first family that has the pipeline class and needs nothing that is null in `index`; or UnknownName."""
+        pipeline_class = str(self.index.get("_class_name"))
+        families = {name: family for name, family in FAMILIES.items() if pipeline_class in family.pipeline_classes}
+        if not families:
+            known = {name for family in FAMILIES.values() for name in family.pipeline_classes}
+            raise UnknownName(f"pipeline class in {MODEL_INDEX} of {self.name}", pipeline_class, known)
+        absent = {name for name, kind in self.index.items() if kind == [None, None]}
+        whole = (name for name, family in families.items() if absent.isdisjoint(family.required))
+        return next(whole, next(iter(families)))
+
+    def folder(self, name: str) -> dict[str, bytes]:
+        """The settings in the folder `name`, by file name."""
+        inside = (path for path in self.settings if path.startswith(f"{name}/"))
+        return {path.removeprefix(f"{name}/"): self.settings[path] for path in inside}
 
     def license(self) -> str:
         """What the manifest or the front matter of the model card says; "unknown" where neither does."""
-        if (self.settings / MANIFEST).is_file():
-            return Manifest.read(self.settings).license
-        card = self.settings / "README.md"
-        text = card.read_text(encoding="utf-8") if card.is_file() else ""
-        front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+        if MANIFEST in self.settings:
+            return str(parse_json(self.settings[MANIFEST], MANIFEST).get("license", "unknown"))
+        card = self.settings.get("README.md", b"").decode(errors="replace").replace("\r\n", "\n")
+        front_matter = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
         found = re.search(r"^license: *['\"]?(.+?)['\"]? *$", front_matter[1], re.MULTILINE) if front_matter else None
         return found[1] if found else "unknown"
 
@@ -77,11 +93,19 @@ class Source:
 def read_json(path: Path) -> Config:
     """The object in the JSON file `path`; ExportError when it is none."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_json(path.read_bytes(), path)
+    except OSError as error:
         raise ExportError(f"{path}: cannot be read ({error})") from None
+
+
+def parse_json(text: bytes, name: str | Path) -> Config:
+    """The object in the JSON `text`; ExportError, which calls it `name`, when it is none."""
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ExportError(f"{name}: cannot be read ({error})") from None
     if not isinstance(record, dict):
-        raise ExportError(f"{path}: got {type(record).__name__}, wanted a JSON object")
+        raise ExportError(f"{name}: got {type(record).__name__}, wanted a JSON object")
     return record
 
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from edgediffusion.engines.errors import ExportError, UnknownName
-from edgediffusion.runtime.families import FAMILIES
+from edgediffusion.engines.errors import ExportError
+from edgediffusion.runtime.manifest import MANIFEST
 
 from ..weights import Weight, read_header
 from .base import MODEL_INDEX, Config, Source, read_json
 
+SETTINGS = (
+    MANIFEST,
+    "README.md",
+    "LICENSE*",
+    "scheduler/scheduler_config.json",
+    "feature_extractor/preprocessor_config.json",
+    "tokenizer*/*.json",
+    "tokenizer*/merges.txt",
+)
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _CONVERT = (
     "from diffusers import DiffusionPipeline as P; P.from_pretrained({!r}, use_safetensors=False).save_pretrained({!r})"
 )
@@ -32,14 +44,11 @@ class FolderPart:
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """The safetensors files that hold the weights."""
-        for stem in ("model", "diffusion_pytorch_model"):
-            for variant in ("", ".fp16"):
-                single = self.where / f"{stem}{variant}.safetensors"
-                if single.is_file():
-                    return (single,)
-                if shards := sorted(self.where.glob(f"{stem}{variant}-*-of-*.safetensors")):
-                    return tuple(shards)
-        if pickles := sorted(p.name for p in self.where.iterdir() if p.suffix in (".bin", ".ckpt", ".pt", ".pth")):
+        for stem, variant in itertools.product(("model", "diffusion_pytorch_model"), ("", ".fp16")):
+            single = self.where / f"{stem}{variant}.safetensors"
+            if files := (single,) if single.is_file() else self._shards(stem, variant):
+                return files
+        if pickles := sorted(path.name for path in self.where.iterdir() if path.suffix in PICKLES):
             parent = self.where.parent
             convert = _CONVERT.format(str(parent), f"{parent}-safetensors")
             raise ExportError(
@@ -47,6 +56,21 @@ class FolderPart:
                 f'not read; if you trust them, convert them with: python -c "{convert}"'
             )
         raise ExportError(f"{self.where}: no weights here (model.safetensors or diffusion_pytorch_model.safetensors)")
+
+    def _shards(self, stem: str, variant: str) -> tuple[Path, ...]:
+        """What the index lists; without one, the files that number themselves."""
+        index = self.where / f"{stem}.safetensors.index{variant}.json"
+        if index.is_file():
+            names = {str(name) for name in read_json(index).get("weight_map", {}).values()}
+            if strays := sorted(name for name in names if Path(name).name != name):
+                raise ExportError(f"{index}: {strays[0]!r} is outside of the folder; only files beside it are read")
+        else:
+            found = [path.name for path in self.where.glob(f"{stem}{variant}-*-of-*.safetensors")]
+            total = max((int(number[1]) for name in found if (number := re.search(r"-of-(\d+)", name))), default=0)
+            names = {f"{stem}{variant}-{i:05}-of-{total:05}.safetensors" for i in range(1, total + 1)}
+        if lacking := sorted(name for name in names if not (self.where / name).is_file()):
+            raise ExportError(f"{self.where}: shard {lacking[0]} is missing; download the checkpoint again")
+        return tuple(self.where / name for name in sorted(names))
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
@@ -59,22 +83,16 @@ def open_folder(folder: Path) -> Source:
 
     Raises:
         ExportError: it is not a diffusers folder.
-        UnknownName: it belongs to a family that cannot be exported.
     """
     if not (folder / MODEL_INDEX).is_file():
         raise ExportError(f"{folder}: not a diffusers folder ({MODEL_INDEX} is missing)")
-    index = read_json(folder / MODEL_INDEX)
-    parts = {path.parent.name: FolderPart(path.parent) for path in sorted(folder.glob("*/config.json"))}
-    return Source(name=folder.resolve().name, settings=folder, family=_family(index, folder), index=index, parts=parts)
-
-
-def _family(index: Config, folder: Path) -> str:
-    """The first family that has the pipeline class, and needs nothing that is null in `index`."""
-    pipeline_class = str(index.get("_class_name"))
-    families = {name: family for name, family in FAMILIES.items() if pipeline_class in family.pipeline_classes}
-    if not families:
-        known = {name for family in FAMILIES.values() for name in family.pipeline_classes}
-        raise UnknownName(f"pipeline class in {folder / MODEL_INDEX}", pipeline_class, known)
-    absent = {name for name, kind in index.items() if kind == [None, None]}
-    whole = (name for name, family in families.items() if absent.isdisjoint(family.required))
-    return next(whole, next(iter(families)))
+    return Source(
+        name=folder.resolve().name,
+        index=read_json(folder / MODEL_INDEX),
+        parts={path.parent.name: FolderPart(path.parent) for path in sorted(folder.glob("*/config.json"))},
+        settings={
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for pattern in SETTINGS
+            for path in sorted(folder.glob(pattern))
+        },
+    )

@@ -57,11 +57,9 @@ def test_broken_index(copy: Path, text: str, message: str) -> None:
 
 def test_another_family(copy: Path) -> None:
     (copy / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
-    message = (
-        r"unknown pipeline class in .*model_index.json 'StableDiffusion3Pipeline'; known: .*StableDiffusionPipeline"
-    )
+    message = r"unknown pipeline class in model_index.json of copy 'StableDiffusion3Pipeline'; known: .*StableDiff"
     with pytest.raises(UnknownName, match=message):
-        open_source(copy)
+        export_bundle(copy, copy.parent / "out")
 
 
 def test_pickled_weights(copy: Path) -> None:
@@ -148,13 +146,44 @@ def test_license_of_a_bundle(bundle: Path) -> None:
 def test_variant_and_shards(copy: Path) -> None:
     folder = copy / "text_encoder"
     whole = FolderPart(folder).weights
-    tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).rename(folder / "model.fp16.safetensors")
     assert FolderPart(folder).weights.keys() == whole.keys()
-    (folder / "model.fp16.safetensors").unlink()
+    (folder / "model.fp16.safetensors").rename(folder / WEIGHTS)
+    shard(copy)
+    assert FolderPart(folder).weights.keys() == whole.keys()
+
+
+def shard(copy: Path) -> Path:
+    """The text encoder in two shards."""
+    folder = copy / "text_encoder"
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
     for i, half in enumerate((list(tensors)[::2], list(tensors)[1::2]), 1):
         save_file({key: tensors[key] for key in half}, folder / f"model-{i:05}-of-00002.safetensors")
-    assert FolderPart(folder).weights.keys() == whole.keys()
+    return folder
+
+
+def test_a_shard_is_missing(copy: Path) -> None:
+    folder = shard(copy)
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    refused(copy, r"text_encoder: shard model-00001-of-00002.safetensors is missing; download the checkpoint again")
+
+
+def test_shards_of_the_index(copy: Path) -> None:
+    folder = shard(copy)
+    whole = FolderPart(folder).weights.keys()
+    first, second = folder / "model.a.safetensors", folder / "model.b.safetensors"
+    (folder / "model-00001-of-00002.safetensors").rename(first)
+    (folder / "model-00002-of-00002.safetensors").rename(second)
+    index = {"weight_map": {"x": first.name, "y": second.name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert FolderPart(folder).weights.keys() == whole
+
+
+@pytest.mark.parametrize("place", ["../elsewhere.safetensors", "/etc/passwd"])
+def test_a_shard_outside_of_the_folder(copy: Path, place: str) -> None:
+    (shard(copy) / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": place}}))
+    refused(copy, rf"index.json: '{place}' is outside of the folder; only files beside it are read")
 
 
 def test_older_names_are_read(checkpoint: Path) -> None:
