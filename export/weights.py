@@ -127,6 +127,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the header of the safetensors file `path` says beside its tensors; `read_header` has found it whole."""
+    with safe_open(path, framework="np") as file:
+        return dict(file.metadata() or {})
+
+
 def write_tensors(path: Path, weights: Mapping[str, Weight]) -> dict[str, StoredTensor]:
     """Write `weights` into the new safetensors file `path`, widest dtype first, and say where each one lies.
 

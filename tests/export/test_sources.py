@@ -40,7 +40,7 @@ def refused(copy: Path, message: str) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"nowhere: no such folder; wanted a checkpoint in diffusers' layout"):
+    with pytest.raises(ExportError, match=r"nowhere: no such checkpoint; wanted a folder in diffusers' layout"):
         open_source(tmp_path / "nowhere")
 
 
