@@ -123,8 +123,9 @@ def _prediction_type(path: Path, tensors: Mapping[str, StoredTensor], kind: Kind
     """
     said = "v" if "v_pred" in tensors else read_metadata(path).get("modelspec.prediction_type", "")
     if not said and kind.guess_prediction and denoiser.config["in_channels"] == 4:
-        biases = {key: w for key, w in denoiser.weights.items() if re.match(r"up_blocks\..*\.norm1\.bias$", key)}
-        said = "v" if biases[max(biases)].read().float().std() > V_PREDICTION_BIAS else ""
+        last = max(key for key in denoiser.weights if re.match(r"up_blocks\..*\.attn1\.", key))
+        bias = denoiser.weights[f"{last.partition('.attn1.')[0]}.norm1.bias"]
+        said = "v" if bias.read().float().std() > V_PREDICTION_BIAS else ""
     return "v_prediction" if said.startswith("v") else "epsilon"
 
 

@@ -88,7 +88,9 @@ def models(original: Original) -> dict[str, nn.Module]:
     """Random models, by their folder in diffusers' layout."""
     diffusion: Any = UNet2DConditionModel
     autoencoder: Any = AutoencoderKL
-    result: dict[str, nn.Module] = {"unet": diffusion(**original.unet), "vae": autoencoder(**VAE)}
+    factor = 0.18215 if "cond_stage" in next(iter(original.towers.values()))[0] else 0.13025
+    unet, vae = diffusion(**original.unet), autoencoder(**VAE, scaling_factor=factor)
+    result: dict[str, nn.Module] = {"unet": unet, "vae": vae}
     for folder, (_, layout) in original.towers.items():
         kind: Any = CLIPTextModelWithProjection if layout == "open_clip" else CLIPTextModel
         act = "quick_gelu" if layout == "clip" else "gelu"

@@ -38,7 +38,26 @@ RESNET = {
 def convert(weights: Mapping[str, Weight]) -> dict[str, Weight]:
     """`weights` under diffusers' names; a key that is not of the original code keeps its own."""
     modules = OUTSIDE | _down(weights) | _up(weights)
-    return {_rename(key, modules): weight for key, weight in weights.items()}
+    return {_rename(key, modules, RESNET): weight for key, weight in weights.items()}
+
+
+def original_keys(weights: Collection[str]) -> dict[str, str]:
+    """diffusers' keys of a UNet -> those of the original code, by which some LoRAs name them."""
+    modules = {new: old for old, new in OUTSIDE.items()}
+    for side, entries, entry in (("down", "input_blocks", 1), ("up", "output_blocks", 0)):
+        for block in range(count(weights, f"{side}_blocks.")):
+            place = f"{side}_blocks.{block}"
+            for layer in range(count(weights, f"{place}.resnets.")):
+                modules[f"{place}.resnets.{layer}"] = f"{entries}.{entry}.0"
+                modules[f"{place}.attentions.{layer}"] = f"{entries}.{entry}.1"
+                entry += 1
+            if f"{place}.downsamplers.0.conv.weight" in weights:
+                modules[f"{place}.downsamplers.0.conv"] = f"{entries}.{entry}.0.op"
+                entry += 1
+            attends = any(key.startswith(f"{place}.attentions.") for key in weights)
+            modules[f"{place}.upsamplers.0.conv"] = f"{entries}.{entry - 1}.{1 + attends}.conv"
+    inner = {new: old for old, new in RESNET.items()}
+    return {key: _rename(key, modules, inner) for key in weights}
 
 
 def config(weights: Mapping[str, Weight], head_dim: int | None) -> Config:
@@ -118,10 +137,10 @@ def _up(keys: Collection[str]) -> dict[str, str]:
     return modules
 
 
-def _rename(key: str, modules: Mapping[str, str]) -> str:
+def _rename(key: str, modules: Mapping[str, str], inside: Mapping[str, str]) -> str:
     words = key.split(".")
     for n in range(len(words) - 1, 0, -1):
         if module := modules.get(".".join(words[:n])):
             inner = ".".join(words[n:-1])
-            return ".".join(word for word in (module, RESNET.get(inner, inner), words[-1]) if word)
+            return ".".join(word for word in (module, inside.get(inner, inner), words[-1]) if word)
     return key
