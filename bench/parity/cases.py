@@ -195,6 +195,8 @@ FAMILIES = (
             ),
             {"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"},
             FLOW_PREDICTION,
+            {"solver_order": 6},
+            {"solver_order": 5, "use_flow_sigmas": True, "prediction_type": "flow_prediction"},
         ),
     ),
     Family(

@@ -32,7 +32,7 @@ read_config = replace(
     PRESERVING,
     reads=PRESERVING.reads
     | {"final_sigmas_type", "rescale_betas_zero_snr", "predict_x0", "disable_corrector", "shift_terminal"},
-    accepts={**PRESERVING.accepts, "solver_p": (None,)},
+    accepts={"solver_order": tuple(range(1, 7)), "solver_p": (None,)},
     renamed={"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")},
     defaults=replace(PRESERVING.defaults, solver_type="bh2"),
 )
