@@ -9,7 +9,7 @@ import pytest
 
 from edgediffusion.engines.errors import UsageError
 from edgediffusion.runtime.arrays import F32
-from edgediffusion.runtime.schedulers import SAMPLERS, SCHEDULERS, Scheduler
+from edgediffusion.runtime.schedulers import SAMPLERS, SCHEDULERS
 
 CONFIG: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -28,19 +28,6 @@ ENDS = {"sa_solver": LEAST, "tcd": LEAST}
 
 def normal(seed: int, shape: tuple[int, ...] = SHAPE) -> F32:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def run(
-    scheduler: Scheduler, latents: F32, output: F32, *, start: int = 0, history: tuple[F32, ...] = ()
-) -> list[tuple[F32, tuple[F32, ...]]]:
-    """States after each call, with a network that answers `output` pulled towards its input. Call i has noise i."""
-    states = []
-    for i in range(start, len(scheduler.timesteps)):
-        answer = np.tanh(scheduler.scale_model_input(latents, i)) + output
-        noise = normal(100 + i) if scheduler.draws_noise(i) else None
-        latents, history = scheduler.step(answer, i, latents, history, noise)
-        states.append((latents, history))
-    return states
 
 
 def test_they_are_all_that_draw_noise() -> None:
@@ -88,50 +75,6 @@ def test_a_perfect_prediction_leaves_as_much_noise_as_the_level_says(
     assert latents.dtype == np.float32
     left = latents * np.hypot(scheduler.sigmas[-1], 1) - x0
     assert left.std() == pytest.approx(scheduler.sigmas[-1], rel=5 / np.sqrt(2 * 16384), abs=2e-5)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 30])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_run_cut_and_resumed_is_the_whole_run(name: str, steps: int) -> None:
-    whole = run(SCHEDULERS[name](CONFIG, steps), normal(1), normal(2))
-    for cut in range(1, len(whole)):
-        latents, history = whole[cut - 1]
-        rest = run(SCHEDULERS[name](CONFIG, steps), latents, normal(2), start=cut, history=history)
-        np.testing.assert_array_equal(rest[-1][0], whole[-1][0])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_no_state_leaks_between_runs(name: str) -> None:
-    scheduler = SCHEDULERS[name](CONFIG, 7)
-    first = run(scheduler, normal(1), normal(2))
-    run(scheduler, normal(3), normal(4))
-    again = run(scheduler, normal(1), normal(2))
-    for (a, _), (b, _) in zip(first, again, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_step_leaves_its_arguments_alone(name: str) -> None:
-    scheduler = SCHEDULERS[name](CONFIG | {"clip_sample": True}, 7)
-    states = [(normal(1), ()), *run(scheduler, normal(1), normal(2))]
-    for i, (latents, history) in enumerate(states[:-1]):
-        arguments = (normal(2), latents, normal(3), *history)
-        kept = [array.copy() for array in arguments]
-        result, _ = scheduler.step(arguments[0], i, latents, history, arguments[2])
-        for array, copy in zip(arguments, kept, strict=True):
-            assert not np.shares_memory(result, array)
-            np.testing.assert_array_equal(array, copy)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_without_noise_there_is_no_step(name: str) -> None:
-    scheduler = SCHEDULERS[name](CONFIG | {"steps_offset": 1, "timestep_spacing": "leading"}, 7)
-    i = next(i for i in range(7) if scheduler.draws_noise(i))
-    states = [(normal(1), ()), *run(scheduler, normal(1), normal(2))]
-    with pytest.raises(
-        UsageError, match=rf"call {i} draws noise; wanted standard normal noise of shape \(2, 4, 8, 8\)"
-    ):
-        scheduler.step(normal(2), i, *states[i], None)
 
 
 @pytest.mark.parametrize("name", TWO_CALLS)
