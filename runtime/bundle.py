@@ -39,7 +39,7 @@ class Bundle:
         self._backend = backend
         self._device = device
         self._pool = ThreadPoolExecutor(2 * len(manifest.graphs), "edgediffusion")
-        self._openings: dict[str, _Opening] = {}
+        self._openings: dict[tuple[str, str | None], _Opening] = {}  # by component and variant
         self._closed = False
 
     @classmethod
@@ -87,31 +87,17 @@ class Bundle:
             UnknownName: the bundle has no such component.
             UsageError: the bundle is closed.
         """
-        if self._closed:
-            raise UsageError(f"{self.path}: this bundle was closed; open it again")
         for name in names:
-            if name in self._openings:
-                continue
-            if name not in self.manifest.graphs:
-                raise UnknownName("component", name, self.manifest.graphs)
-            graph = self.manifest.graphs[name]
-            files = {self.path / file: self.manifest.files[file] for file in (graph.model, graph.weights)}
-            self._openings[name] = _Opening(
-                self._pool.submit(
-                    open_engine, self.path / graph.model, graph.spec, backend=self._backend, device=self._device
-                ),
-                self._pool.submit(_check_digests, files),
-            )
+            self._open(name, None)
 
-    def engine(self, name: str) -> Engine:
-        """The engine of a component, opened now unless it is open.
+    def engine(self, name: str, variant: str | None = None) -> Engine:
+        """The engine of a component, opened now unless it is open; of a variant of its graph, where that is named.
 
         Raises:
             BundleError: its files are not those of the manifest.
             UnknownName, BackendUnavailable, UsageError: see `prefetch` and `engines.registry.open_engine`.
         """
-        self.prefetch(name)
-        opening = self._openings[name]
+        opening = self._open(name, variant)
         try:
             opening.verified.result()
             return opening.engine.result()
@@ -121,13 +107,33 @@ class Bundle:
 
     def release(self, *names: str) -> None:
         """Free the engines of these components; `engine` opens them again."""
-        for name in names:
-            if (opening := self._openings.pop(name, None)) and opening.engine.exception() is None:
+        for key in [key for key in self._openings if key[0] in names]:
+            if (opening := self._openings.pop(key)).engine.exception() is None:
                 opening.engine.result().close()
+
+    def _open(self, name: str, variant: str | None) -> _Opening:
+        if self._closed:
+            raise UsageError(f"{self.path}: this bundle was closed; open it again")
+        if (name, variant) in self._openings:
+            return self._openings[name, variant]
+        if name not in self.manifest.graphs:
+            raise UnknownName("component", name, self.manifest.graphs)
+        component = self.manifest.graphs[name]
+        if variant is not None and variant not in component.variants:
+            raise UnknownName(f"variant of {name}", variant, component.variants)
+        graph = component if variant is None else component.variants[variant]
+        model = self.path / graph.model
+        files = {self.path / file: self.manifest.files[file] for file in (graph.model, component.weights)}
+        opening = _Opening(
+            self._pool.submit(open_engine, model, graph.spec, backend=self._backend, device=self._device),
+            self._pool.submit(_check_digests, files),
+        )
+        self._openings[name, variant] = opening
+        return opening
 
     def close(self) -> None:
         """Free everything. May be called twice."""
-        self.release(*self._openings)
+        self.release(*self.manifest.graphs)
         self._pool.shutdown()
         self._closed = True
 

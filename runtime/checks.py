@@ -13,7 +13,7 @@ from .schedulers.config import pick
 if TYPE_CHECKING:
     from .run import Run
 
-_SCALES = ("guidance_scale", "image_guidance_scale")
+_SCALES = {"guidance_scale": 7.5, "image_guidance_scale": 1.5, "controlnet_conditioning_scale": 1}
 
 
 def check_run(run: Run) -> None:
@@ -23,7 +23,7 @@ def check_run(run: Run) -> None:
         UsageError: something did.
     """
     pick("noise", run.noise, NOISES)
-    for check in (_check_numbers, _check_sizes, _check_start, _check_texts):
+    for check in (_check_numbers, _check_sizes, _check_start, _check_texts, _check_controlnets):
         check(run)
 
 
@@ -32,9 +32,11 @@ def _check_numbers(run: Run) -> None:
         raise UsageError(f"num_images {run.num_images}; wanted 1 or more")
     if run.seed < 0:
         raise UsageError(f"seed {run.seed}; wanted 0 or more")
-    for name in _SCALES:
-        if not math.isfinite(scale := getattr(run, name)):
-            raise UsageError(f"{name} {scale}; wanted a finite number, such as 7.5")
+    for name, usual in _SCALES.items():
+        value = getattr(run, name)
+        for scale in value if isinstance(value, tuple) else (value,):
+            if not math.isfinite(scale):
+                raise UsageError(f"{name} {scale}; wanted a finite number, such as {usual}")
 
 
 def _check_sizes(run: Run) -> None:
@@ -70,3 +72,15 @@ def _check_texts(run: Run) -> None:
     for name in ("prompt_2", "negative_prompt_2"):
         if getattr(run, name) is not None and len(run.pipeline.tokenizers) < 2:
             raise UsageError(f"{name}: this model has one text encoder; leave it out")
+
+
+def _check_controlnets(run: Run) -> None:
+    images, wanted = len(run.control_images), len(run.pipeline.controlnets)
+    if images not in (0, wanted):
+        raise UsageError(f"{images} control_images; this model has {wanted} ControlNets, wanted one for each or none")
+    if not images and run.controlnet_conditioning_scale:
+        raise UsageError("controlnet_conditioning_scale has no effect without control_images; leave it out")
+    if (scales := len(run.controlnet_conditioning_scale)) != images:
+        raise UsageError(
+            f"{scales} values of controlnet_conditioning_scale; wanted one, or as many as control_images, {images}"
+        )

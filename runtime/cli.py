@@ -132,6 +132,7 @@ def generate(arguments: Sequence[str]) -> int:
 
     settings: Any = {name: value for name, value in vars(options).items() if name in Settings.__annotations__}
     settings |= {name: open_image(path) for name in ("image", "mask") if (path := settings[name]) is not None}
+    settings["control_images"] = [open_image(path) for path in options.control_image]
     settings["width"], settings["height"] = options.size
     with Pipeline.load(options.bundle, backend=options.backend, device=options.device) as pipeline:
         run = pipeline.steps(options.prompt, options.negative_prompt, **settings)
@@ -168,6 +169,21 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--init-image", type=Path, dest="image", metavar="FILE", help="a picture to start from, resized to --size")
     add("--strength", type=float, metavar="X", help="how much of it may change, 0 to 1; default: what suits the model")
     add("--mask", type=Path, metavar="FILE", help="with a model that inpaints: what is light in it is drawn anew")
+    add(
+        "--control-image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="for a ControlNet of the model; once for each",
+    )
+    add(
+        "--controlnet-conditioning-scale",
+        type=float,
+        action="append",
+        metavar="X",
+        help="how much it has to say; once for each, default: 1",
+    )
     add("--image-guidance-scale", type=float, metavar="X", help="how closely instruct-pix2pix keeps to the picture")
     add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,6 +59,7 @@ class Parameters:
     image_guidance_scale: float | None = None
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
+    controlnet_conditioning_scale: Sequence[float] | None = None
     denoising_start: float | None = None
     denoising_end: float | None = None
     other: Mapping[str, str] = field(default_factory=dict)

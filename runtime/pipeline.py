@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgediffusion.engines.base import Engine
+
 from .arrays import F32
 from .bundle import Bundle
 from .images import GeneratedImage, to_pil
@@ -28,7 +30,9 @@ class Pipeline:
         """Take over `bundle` and open its engines, all at once; for the errors see `load`."""
         family = bundle.family
         folders = {part.folder: part.tokenizer for part in family.components if part.tokenizer is not None}
-        components = ("unet", "vae_decoder", *folders)  # the one that takes longest to open first
+        self.controlnets = sorted(name for name in bundle.manifest.graphs if name.startswith("controlnet"))
+        # The one that takes longest to open first; with ControlNets a run decides which UNet it needs.
+        components = (*([] if self.controlnets else ["unet"]), "vae_decoder", *folders)
         bundle.prefetch(*components)
         self.bundle = bundle
         self.tokenizers = {encoder: ClipTokenizer(bundle.path / folder) for encoder, folder in folders.items()}
@@ -77,6 +81,10 @@ class Pipeline:
             UsageError: an argument that cannot be used.
         """
         return plan(self, prompt, negative_prompt, settings)
+
+    def unet(self, *, controlled: bool) -> Engine:
+        """The UNet, or the graph of it that takes what ControlNets give."""
+        return self.bundle.engine("unet", "controlnet" if controlled else None)
 
     def decode(self, latents: F32) -> list[Image]:
         """The pictures of latents (n, 4, height / 8, width / 8), one after another: that bounds the memory."""

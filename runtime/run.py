@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from edgediffusion import __version__
 from .arrays import F32
 from .checks import check_run
 from .conditioning import condition
+from .controlnet import bind_controlnets
 from .denoiser import Denoiser
 from .images import GeneratedImage
 from .loop import Step, denoise
@@ -61,6 +62,8 @@ class Run:
     negative_prompt_2: str | None = None
     image: Image | None = None
     mask: Image | None = None
+    control_images: Sequence[Image] = ()
+    controlnet_conditioning_scale: tuple[float, ...] = ()
     denoising_end: float | None = None
     denoising_start: float | None = None
 
@@ -87,13 +90,14 @@ class Run:
             PromptTruncated: a prompt has more tokens than the text encoder reads.
             ImageResized: a picture to start from, or a mask, has another size.
         """
-        unet = self.pipeline.bundle.engine("unet")
+        unet = self.pipeline.unet(controlled=bool(self.control_images))
         guidance = self.task.guidance(self)
         noise = NOISES[self.noise](self.seed, self.num_images)
         start = self.task.begin(self, noise)
         constants = condition(self, unet.spec, guidance)
         channels = None if start.channels is None else guidance.channels(start.channels)
-        predict = Denoiser(unet.bind(constants), guidance, channels)
+        controlnets = bind_controlnets(self, guidance, constants) if self.control_images else []
+        predict = Denoiser(unet.bind(constants), guidance, channels, controlnets)
         return denoise(predict, self.tables, start.latents, noise, start=self.first_call, stop=self.stop)
 
     def images(self, latents: F32) -> list[GeneratedImage]:
@@ -118,6 +122,7 @@ class Run:
             height=self.height,
             model=self.pipeline.bundle.manifest.source,
             version=f"edgediffusion {__version__}",
+            controlnet_conditioning_scale=self.controlnet_conditioning_scale or None,
             denoising_start=self.denoising_start,
             **{name: getattr(self, name) for name in self.task.options},
         )
@@ -152,5 +157,15 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
         sigmas=sigmas if sigmas is None or isinstance(sigmas, str) else ",".join(map(str, sigmas)),
         tables=make_scheduler(name, config, chosen["num_inference_steps"], sigmas=sigmas),
         seed=secrets.randbits(32) if seed is None else seed,
+        controlnet_conditioning_scale=_scales(chosen.pop("controlnet_conditioning_scale", None), given),
         **chosen,
     )
+
+
+def _scales(told: float | Sequence[float] | None, given: Mapping[str, Any]) -> tuple[float, ...]:
+    """One for each of the ControlNets, from what is told of them."""
+    images = len(given.get("control_images", ()))
+    if told is None:
+        return (1.0,) * images
+    scales = tuple(map(float, told)) if isinstance(told, Sequence) else (float(told),)
+    return scales * images if len(scales) == 1 and images else scales

@@ -29,6 +29,8 @@ class Settings(TypedDict, total=False):
     strength: how much of it may change, 0 to 1: that part of the steps is done. The default is the family's.
     mask: for a model made to inpaint, where `image` is painted anew: where the mask is light. It is resized as well.
     image_guidance_scale: how closely instruct-pix2pix keeps to `image`, from 1 up. The default is the family's.
+    control_images: a picture for each ControlNet of the bundle; resized as well.
+    controlnet_conditioning_scale: how much each of them has to say, or all alike; by default 1.
     denoising_end: stop after this fraction of the training's timesteps, between 0 and 1, and leave noise in `latents`.
     denoising_start: go on from there, with `latents` as another model left them.
     """
@@ -49,5 +51,7 @@ class Settings(TypedDict, total=False):
     strength: float | None
     mask: Image | None
     image_guidance_scale: float | None
+    control_images: Sequence[Image] | None
+    controlnet_conditioning_scale: float | Sequence[float] | None
     denoising_end: float | None
     denoising_start: float | None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -311,4 +310,3 @@ def test_the_builtin_model_is_the_default(bundle_path: Path, opened: Opened, mon
     monkeypatch.setattr(pipeline_module, "BUILTIN", bundle_path)
     with Pipeline.load() as pipeline:
         assert pipeline.bundle.path == bundle_path
-    assert json.loads((bundle_path / "edgediffusion.json").read_text())["schema"] == 1
