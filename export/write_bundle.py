@@ -17,7 +17,7 @@ from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
 from .component import Exported, export_component
 from .families import FAMILIES
 from .options import Options
-from .sources import MODEL_INDEX, Source, open_source
+from .sources import MODEL_INDEX, Source, gather
 from .tokenizer import write_tokenizer
 
 COPIED = ("scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json", "README.md", "LICENSE")
@@ -39,7 +39,7 @@ def export_bundle(
         UsageError: `out` is taken, or cannot be made.
         ExportError, UnknownName: `source` is not a whole checkpoint of a known family, or a graph disagrees with torch.
     """
-    checkpoint = open_source(Path(source))
+    checkpoint = gather(source, options)
     family = checkpoint.family
     with _new_folder(out.resolve()) as bundle:
         exported, digests = _export_components(checkpoint, options, bundle, report)
@@ -98,7 +98,9 @@ def _export_components(
         report(f"{name}: exporting")
         seen = {name: part.outputs for name, part in exported.items()}
         exported[name] = export_component(part, components[name], network, seen, bundle, options)
-        digests |= {f"{path.parent.name}/{path.name}": _digest(path) for path in part.files}
+        for path in part.files:
+            file = f"{path.parent.name}/{path.name}"
+            digests[file] = digests.get(file) or _digest(path)  # components may share a file
         parity = exported[name].record.parity
         report(f"{name}: agrees with torch to {parity.error:.1e} (tolerance {parity.tolerance:.0e}; {parity.worst})")
         if remark := exported[name].remark:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ class ClipTokenizer:
             if token_id is None:
                 token = _content(special[name])
                 raise BundleError(f"{folder}: {name} {token!r} is not in the vocabulary; export the bundle again")
+        self._several = _words_of_several(self._tokenizer)
         self._bos, self._eos, self._pad = ids["bos_token"], ids["eos_token"], ids["pad_token"]
         self._length = min(config.get("model_max_length", MAX_LENGTH), MAX_LENGTH)
 
@@ -62,6 +64,8 @@ class ClipTokenizer:
         result = np.full((len(prompts), self._length), self._pad, np.int64)
         room = self._length - 2
         for row, prompt in zip(result, prompts, strict=True):
+            for word, tokens in self._several.items():
+                prompt = prompt.replace(word, tokens)
             encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
             if len(encoding.ids) > room:
                 cut = " ".join(prompt[encoding.offsets[room][0] :].split())
@@ -70,6 +74,17 @@ class ClipTokenizer:
             ids = [self._bos, *encoding.ids[:room], self._eos]
             row[: len(ids)] = ids
         return result
+
+
+def _words_of_several(tokenizer: Tokenizer) -> dict[str, str]:
+    """A textual inversion of several vectors is the tokens `word`, `word_1`, ...; a prompt has the word only."""
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    several = {}
+    for word in added:
+        more = list(itertools.takewhile(added.__contains__, (f"{word}_{i}" for i in itertools.count(1))))
+        if more:
+            several[word] = " ".join([word, *more])
+    return several
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

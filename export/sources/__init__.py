@@ -2,40 +2,101 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from edgediffusion.engines.errors import ExportError
 
+from ..options import Options
+from ..weights import read_header
 from .base import MODEL_INDEX, Config, EditedPart, Part, Source, read_json, select
+from .embedding import add_embeddings
 from .folder import PICKLES, FolderPart, open_folder
-from .single_file import open_single_file
+from .hub import REPOSITORY, download
+from .lora import fuse_loras
+from .single_file import VAE, open_single_file, vae_part
 
-__all__ = ["MODEL_INDEX", "Config", "EditedPart", "FolderPart", "Part", "Source", "open_source", "read_json", "select"]
-
+__all__ = [
+    "MODEL_INDEX",
+    "Config",
+    "EditedPart",
+    "FolderPart",
+    "Part",
+    "Source",
+    "gather",
+    "open_source",
+    "read_json",
+    "select",
+]
 
 SAFETENSORS = ".safetensors"
+VAE_FOLDERS = ("vae", "vae_encoder", "vae_decoder")  # a bundle has the two halves
 _CONVERT = (
     "import torch; from safetensors.torch import save_file; d = torch.load({!r}, 'cpu', weights_only=True); "
     "d = d.get('state_dict', d); save_file({{k: v.clone() for k, v in d.items() if hasattr(v, 'shape')}}, {!r})"
 )
 
 
-def open_source(source: Path) -> Source:
-    """Look at the checkpoint `source`; no weights are read.
+def gather(source: str | Path, options: Options) -> Source:
+    """The checkpoint `source` with the VAE, UNet, LoRAs and textual inversions of `options` in their places.
+
+    Raises:
+        ExportError: see `open_source`, `lora.fuse_loras` and `embedding.add_embeddings`.
+    """
+    checkpoint = open_source(source, options.revision)
+    for folders, place in ((VAE_FOLDERS, options.vae), (("unet",), options.unet)):
+        if place is not None:
+            checkpoint = _replaced(checkpoint, folders, place)
+    return add_embeddings(fuse_loras(checkpoint, options.loras), options.embeddings)
+
+
+def open_source(source: str | Path, revision: str | None = None) -> Source:
+    """Look at the checkpoint `source`: a folder, a file, or else a repository of the hub. No weights are read.
 
     Raises:
         ExportError: there is none.
     """
-    if source.suffix == SAFETENSORS and source.is_file():
-        return open_single_file(source)
-    if source.suffix in PICKLES and source.is_file():
+    path = _locate(source, revision)
+    opened = open_single_file(path) if path.is_file() else open_folder(path)
+    return opened if Path(source).exists() else replace(opened, name=str(source))
+
+
+def _locate(source: str | Path, revision: str | None = None) -> Path:
+    path = Path(source)
+    if path.is_file() and path.suffix in PICKLES:
         raise ExportError(
             f"{source}: pickled weights; loading them can run code, so they are not read; if you trust them, convert "
-            f'them with: python -c "{_CONVERT.format(str(source), str(source.with_suffix(SAFETENSORS)))}"'
+            f'them with: python -c "{_CONVERT.format(str(source), str(path.with_suffix(SAFETENSORS)))}"'
         )
-    if not source.is_dir():
-        raise ExportError(
-            f"{source}: no such checkpoint; wanted a folder in diffusers' layout, with {MODEL_INDEX}, "
-            f"or a {SAFETENSORS} file in the original one"
-        )
-    return open_folder(source)
+    if path.is_dir() or (path.is_file() and path.suffix == SAFETENSORS):
+        return path
+    if REPOSITORY.fullmatch(str(source)) and not path.exists():
+        return download(str(source), revision)
+    raise ExportError(
+        f"{source}: no such checkpoint; wanted a folder in diffusers' layout, with {MODEL_INDEX}, "
+        f"a {SAFETENSORS} file in the original one, or a repository of the hub, owner/name"
+    )
+
+
+def _replaced(source: Source, folders: tuple[str, ...], place: str) -> Source:
+    """`source` with the component that is called `folders[0]`, or is in all of the others, taken from `place`."""
+    name = folders[0]
+    path = _locate(place)
+    if path.is_file() and name == "vae" and not any(key.startswith("model.") for key in read_header(path)):
+        found: dict[str, Part] = {name: _lone_vae(path, source)}
+    elif path.is_dir() and not (path / MODEL_INDEX).is_file() and (path / "config.json").is_file():
+        found = {name: FolderPart(path)}
+    else:
+        found = {folder: part for folder, part in open_source(path).parts.items() if folder in folders}
+    if not found:
+        raise ExportError(f"{place}: no {name} there; wanted its folder, or a checkpoint that has one")
+    kept = {folder: part for folder, part in source.parts.items() if folder not in folders}
+    kind = next(iter(found.values())).config.get("_class_name")
+    return replace(source, parts=kept | found, index=source.index | {name: ["diffusers", kind]})
+
+
+def _lone_vae(path: Path, source: Source) -> Part:
+    """The VAE in a file of its own, which says nothing of the scale of its latents: that of the one it replaces."""
+    own = next(source.parts[folder].config for folder in VAE_FOLDERS if folder in source.parts)
+    prefix = VAE if any(key.startswith(VAE) for key in read_header(path)) else ""
+    return vae_part(path, prefix, own["scaling_factor"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,13 @@ SETTINGS = (
     "tokenizer*/*.json",
     "tokenizer*/merges.txt",
 )
+# The name of the weights before `.safetensors` or the number of a shard, and the index of the shards; best first.
+STEMS = {
+    "model": "model.safetensors.index.json",
+    "model.fp16": "model.safetensors.index.fp16.json",
+    "diffusion_pytorch_model": "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16": "diffusion_pytorch_model.safetensors.index.fp16.json",
+}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _CONVERT = (
     "from diffusers import DiffusionPipeline as P; P.from_pretrained({!r}, use_safetensors=False).save_pretrained({!r})"
@@ -44,9 +50,9 @@ class FolderPart:
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """The safetensors files that hold the weights."""
-        for stem, variant in itertools.product(("model", "diffusion_pytorch_model"), ("", ".fp16")):
-            single = self.where / f"{stem}{variant}.safetensors"
-            if files := (single,) if single.is_file() else self._shards(stem, variant):
+        for stem, index in STEMS.items():
+            single = self.where / f"{stem}.safetensors"
+            if files := (single,) if single.is_file() else self._shards(stem, index):
                 return files
         if pickles := sorted(path.name for path in self.where.iterdir() if path.suffix in PICKLES):
             parent = self.where.parent
@@ -57,17 +63,17 @@ class FolderPart:
             )
         raise ExportError(f"{self.where}: no weights here (model.safetensors or diffusion_pytorch_model.safetensors)")
 
-    def _shards(self, stem: str, variant: str) -> tuple[Path, ...]:
+    def _shards(self, stem: str, index_name: str) -> tuple[Path, ...]:
         """What the index lists; without one, the files that number themselves."""
-        index = self.where / f"{stem}.safetensors.index{variant}.json"
+        index = self.where / index_name
         if index.is_file():
             names = {str(name) for name in read_json(index).get("weight_map", {}).values()}
             if strays := sorted(name for name in names if Path(name).name != name):
                 raise ExportError(f"{index}: {strays[0]!r} is outside of the folder; only files beside it are read")
         else:
-            found = [path.name for path in self.where.glob(f"{stem}{variant}-*-of-*.safetensors")]
+            found = [path.name for path in self.where.glob(f"{stem}-*-of-*.safetensors")]
             total = max((int(number[1]) for name in found if (number := re.search(r"-of-(\d+)", name))), default=0)
-            names = {f"{stem}{variant}-{i:05}-of-{total:05}.safetensors" for i in range(1, total + 1)}
+            names = {f"{stem}-{i:05}-of-{total:05}.safetensors" for i in range(1, total + 1)}
         if lacking := sorted(name for name in names if not (self.where / name).is_file()):
             raise ExportError(f"{self.where}: shard {lacking[0]} is missing; download the checkpoint again")
         return tuple(self.where / name for name in sorted(names))

@@ -1,0 +1,155 @@
+"""Low-rank adaptation (arXiv:2106.09685) fused into the weights: W + scale * alpha / rank * up @ down.
+
+Two spellings of a key are read, kohya's (`lora_unet_down_blocks_0_..._to_q.lora_down.weight`, where SDXL has the
+original code's blocks) and that of diffusers and peft (`unet.down_blocks.0...to_q.lora_A.weight`, or `lora.down`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from edgediffusion.engines.errors import ExportError
+
+from ..weights import TORCH_DTYPES, StoredTensor, Weight, read_header
+from .base import EditedPart, Part, Source
+from .original.unet import original_keys
+
+KOHYA = {
+    "unet": ("lora_unet",),
+    "text_encoder": ("lora_te", "lora_te1"),
+    "text_encoder_2": ("lora_te2",),
+}
+ROLES = {
+    "lora_down.weight": "down",
+    "lora_up.weight": "up",
+    "lora_mid.weight": "mid",
+    "lora_A.weight": "down",
+    "lora_B.weight": "up",
+    "lora.down.weight": "down",
+    "lora.up.weight": "up",
+    "lora_linear_layer.down.weight": "down",
+    "lora_linear_layer.up.weight": "up",
+    "alpha": "alpha",
+}
+_OLD_PROCESSOR = re.compile(r"\.processor\.(to_\w+?)_lora\.(down|up)\.weight$")  # diffusers before 0.22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """What one file adds to a weight. `down` is (rank, in, ...), `up` (out, rank, ...), `mid` (rank, rank, k, k)."""
+
+    down: StoredTensor
+    up: StoredTensor
+    mid: StoredTensor | None
+    alpha: StoredTensor | None
+    scale: float
+
+    def shape(self) -> tuple[int, ...]:
+        """Of what is added, flattened behind the first dimension."""
+        inner = self.down.shape[1:] if self.mid is None else (self.down.shape[1], *self.mid.shape[2:])
+        return self.up.shape[0], torch.Size(inner).numel()
+
+    def read(self) -> torch.Tensor:
+        """(out, in) float32, or (out, in * height * width) of a convolution."""
+        down, up = self.down.read().float(), self.up.read().float().flatten(1)
+        rank = down.shape[0]
+        scale = self.scale * (1.0 if self.alpha is None else float(self.alpha.read()) / rank)
+        if self.mid is not None:  # a convolution as three (LoCon): 1x1 in, k x k between, 1x1 out
+            return scale * torch.einsum("or,rskl,si->oikl", up, self.mid.read().float(), down.flatten(1)).flatten(1)
+        return scale * (up @ down.flatten(1))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """`base` with a delta added, in the type of `base`."""
+
+    base: Weight
+    delta: Delta
+
+    @property
+    def file(self) -> Path:
+        """That of the LoRA, which is the likelier culprit."""
+        return self.delta.up.file
+
+    @property
+    def dtype(self) -> str:
+        """As `base`."""
+        return self.base.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As `base`."""
+        return self.base.shape
+
+    def read(self) -> torch.Tensor:
+        """The sum is taken in float32."""
+        total = self.base.read().float() + self.delta.read().reshape(self.shape)
+        return total.to(TORCH_DTYPES[self.dtype])
+
+
+def fuse_loras(source: Source, loras: Sequence[tuple[Path, float]]) -> Source:
+    """`source` with each LoRA (file, scale) added to its weights, when they are read.
+
+    Raises:
+        ExportError: a file holds something else, or something that fits nothing in the checkpoint.
+    """
+    for path, scale in loras:
+        parts = {name: part for name, part in source.parts.items() if name in KOHYA}
+        places = {alias: (name, key) for name, part in parts.items() for key, alias in _aliases(name, part)}
+        fused: dict[str, dict[str, Weight]] = {}
+        for module, delta in _read(path, scale).items():
+            name, key = places.get(module, ("", ""))
+            base = parts[name].weights[key] if name else None
+            if base is None or (base.shape[0], torch.Size(base.shape[1:]).numel()) != delta.shape():
+                raise ExportError(f"{path}: {module} fits nothing in {source.name}; a LoRA for another family")
+            fused.setdefault(name, {})[key] = Fused(base, delta)
+        edited = {
+            name: EditedPart(
+                parts[name].where, parts[name].config, {**parts[name].weights, **weights}, (*parts[name].files, path)
+            )
+            for name, weights in fused.items()
+        }
+        source = replace(source, parts={**source.parts, **edited})
+    return source
+
+
+def _aliases(name: str, part: Part) -> list[tuple[str, str]]:
+    """The names that a LoRA may have for each weight of `part`, dots as underscores."""
+    keys = [key for key in part.weights if key.endswith(".weight")]
+    if name == "unet":
+        original = original_keys(part.weights)
+        spellings = [(key, spelling) for key in keys for spelling in (key, original[key])]
+    else:  # with the prefix and without, whichever the checkpoint has
+        bare = [(key, key.removeprefix("text_model.")) for key in keys]
+        spellings = [(key, spelling) for key, short in bare for spelling in (short, f"text_model.{short}")]
+    return [
+        (key, f"{prefix}.{spelling.removesuffix('.weight')}".replace(".", "_"))
+        for key, spelling in spellings
+        for prefix in (name, *KOHYA[name])
+    ]
+
+
+def _read(path: Path, scale: float) -> Mapping[str, Delta]:
+    """The deltas by module, dots as underscores."""
+    if path.suffix != ".safetensors":
+        raise ExportError(f"{path}: not a .safetensors file; convert the LoRA first, pickled ones are not read")
+    groups: dict[str, dict[str, StoredTensor]] = {}
+    for key, tensor in read_header(path).items():
+        plain = _OLD_PROCESSOR.sub(r".\1.lora.\2.weight", key).replace(".to_out.lora", ".to_out.0.lora")
+        suffix = next((suffix for suffix in ROLES if plain.endswith(f".{suffix}")), None)
+        if suffix is None:
+            raise ExportError(f"{path}: {key} is no weight of a LoRA; linear and convolution LoRAs are read")
+        module = plain.removesuffix(f".{suffix}").replace(".", "_")
+        groups.setdefault(module, {})[ROLES[suffix]] = tensor
+    for module, group in groups.items():
+        if not {"down", "up"} <= group.keys():
+            raise ExportError(f"{path}: {module} lacks its down or up matrix; download the file again")
+    return {
+        module: Delta(down=g["down"], up=g["up"], mid=g.get("mid"), alpha=g.get("alpha"), scale=scale)
+        for module, g in groups.items()
+    }

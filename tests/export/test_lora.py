@@ -1,0 +1,158 @@
+"""LoRAs fused at export, against what diffusers and peft make of the same file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgediffusion.engines.errors import ExportError
+from edgediffusion.export.reference import load_pipeline
+from edgediffusion.export.sources import Source, open_source
+from edgediffusion.export.sources.lora import fuse_loras
+from edgediffusion.export.to_onnx import quiet
+
+from .originals import state
+
+Tensors = dict[str, torch.Tensor]
+RANK, NAME = 3, "lora.safetensors"
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+UNET = (f"{ATTENTION}.to_q", f"{ATTENTION}.to_out.0", "down_blocks.0.attentions.0.proj_in")
+CONVOLUTION = "down_blocks.0.resnets.0.conv1"
+TEXT = ("text_model.encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.1.mlp.fc1")
+
+
+def pairs(source: Source, folder: str, modules: tuple[str, ...]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """module -> random (down, up) that fit its weight."""
+    weights = source.parts[folder].weights
+    result = {}
+    for module in modules:
+        short = module.removeprefix("text_model.")
+        shape = next(weights[f"{name}.weight"].shape for name in (module, short) if f"{name}.weight" in weights)
+        points = (1,) * len(shape[2:])
+        result[module] = (torch.randn(RANK, *shape[1:]), torch.randn(shape[0], RANK, *points))
+    return result
+
+
+def peft(source: Source, text: tuple[str, ...] = TEXT) -> Tensors:
+    result = {}
+    for folder, modules in (("unet", (*UNET, CONVOLUTION)), ("text_encoder", text)):
+        for module, (down, up) in pairs(source, folder, modules).items():
+            result[f"{folder}.{module}.lora_A.weight"], result[f"{folder}.{module}.lora_B.weight"] = down, up
+    return result
+
+
+def older(source: Source) -> Tensors:
+    found = {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): t for key, t in peft(source).items()}
+    return {
+        key.replace(".lora.", ".lora_linear_layer.") if key.startswith("text") else key: t for key, t in found.items()
+    }
+
+
+def kohya(source: Source) -> Tensors:
+    """Without text attention, which diffusers 0.42 does not find under these names with transformers 5."""
+    result: Tensors = {}
+    for key, tensor in peft(source, TEXT[1:]).items():
+        module, side = key.rsplit(".", 2)[0], {"lora_A": "lora_down", "lora_B": "lora_up"}[key.split(".")[-2]]
+        module = module.replace("text_encoder.", "lora_te_").replace("unet.", "lora_unet_").replace(".", "_")
+        result |= {f"{module}.{side}.weight": tensor, f"{module}.alpha": torch.tensor(2.0)}
+    return result
+
+
+@pytest.mark.parametrize("layout", [peft, older, kohya])
+def test_the_same_as_diffusers(checkpoint: Path, tmp_path: Path, layout: Callable[[Source], Tensors]) -> None:
+    pytest.importorskip("peft")
+    source = open_source(checkpoint)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(layout(source), tmp_path / NAME, {"format": "pt"})
+    pipeline = load_pipeline(checkpoint)
+    with quiet():
+        pipeline.load_lora_weights(tmp_path, weight_name=NAME)
+        pipeline.fuse_lora(lora_scale=0.8)
+        pipeline.unload_lora_weights()
+    fused = fuse_loras(source, [(tmp_path / NAME, 0.8)])
+    changed = set()
+    for folder in ("unet", "text_encoder"):
+        wanted = state(getattr(pipeline, folder))
+        for key, weight in fused.parts[folder].weights.items():
+            want = wanted[key] if key in wanted else wanted[f"text_model.{key}"]
+            # The sum is rounded to the float16 of the checkpoint: half a unit in the last of 11 bits.
+            assert torch.allclose(weight.read().float(), want, rtol=2**-11, atol=1e-6), key
+            if not torch.equal(weight.read(), source.parts[folder].weights[key].read()):
+                changed.add(key)
+    assert len(changed) == len({key.split(".lora")[0].split(".alpha")[0] for key in load_file(tmp_path / NAME)})
+
+
+def plain(source: Source) -> tuple[str, torch.Tensor]:
+    """A weight that is fused below, in float64."""
+    key = f"{ATTENTION}.to_q.weight"
+    return key, source.parts["unet"].weights[key].read().double()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        f"lora_unet_{ATTENTION.replace('.', '_')}_to_q",
+        # the original code's block: the first behind conv_in
+        "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q",
+        f"unet.{ATTENTION}.to_q",
+    ],
+)
+def test_what_is_added(checkpoint: Path, tmp_path: Path, module: str) -> None:
+    source = open_source(checkpoint)
+    key, base = plain(source)
+    down, up = torch.randn(RANK, base.shape[1]), torch.randn(base.shape[0], RANK)
+    tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(1.5)}
+    save_file({f"{module}.{name}": tensor for name, tensor in tensors.items()}, tmp_path / NAME)
+    fused = fuse_loras(source, [(tmp_path / NAME, 0.8), (tmp_path / NAME, -0.3)]).parts["unet"]
+    wanted = base + (0.8 - 0.3) * 1.5 / RANK * up.double() @ down.double()
+    # rounded twice to float16, once a LoRA
+    assert torch.allclose(fused.weights[key].read().double(), wanted, rtol=2**-9, atol=4e-3)
+    assert tmp_path / NAME in fused.files
+
+
+def test_a_convolution_as_three(checkpoint: Path, tmp_path: Path) -> None:
+    source = open_source(checkpoint)
+    key = f"{CONVOLUTION}.weight"
+    base = source.parts["unet"].weights[key].read().double()
+    down = torch.randn(RANK, base.shape[1], 1, 1)
+    mid, up = torch.randn(RANK, RANK, 3, 3), torch.randn(base.shape[0], RANK, 1, 1)
+    module = f"lora_unet_{CONVOLUTION.replace('.', '_')}"
+    tensors = {f"{module}.lora_{name}.weight": t for name, t in (("down", down), ("mid", mid), ("up", up))}
+    save_file(tensors, tmp_path / NAME)
+    # the three one after the other are one convolution: what they make of a unit impulse, mirrored, is its kernel
+    impulse = torch.eye(base.shape[1], dtype=torch.float64)[:, :, None, None]
+    impulse = torch.nn.functional.pad(impulse, (2, 2, 2, 2))
+    answer = impulse
+    for kernel in (down, mid, up):
+        answer = torch.nn.functional.conv2d(answer, kernel.double())
+    wanted = base + answer.flip(2, 3).transpose(0, 1)
+    got = fuse_loras(source, [(tmp_path / NAME, 1.0)]).parts["unet"].weights[key].read().double()
+    assert torch.allclose(got, wanted, rtol=2**-10, atol=1e-3)  # rounded to float16
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"lora_te2_text_model_x.lora_down.weight": (2, 4), "lora_te2_text_model_x.lora_up.weight": (4, 2)}, "another"),
+        (
+            {f"unet.{ATTENTION}.to_q.lora_A.weight": (2, 7), f"unet.{ATTENTION}.to_q.lora_B.weight": (32, 2)},
+            r"lora.safetensors: unet_down_blocks.*to_q fits nothing in .*; a LoRA for another family",
+        ),
+        ({"lora_unet_x.hada_w1_a": (2, 2)}, r"lora_unet_x.hada_w1_a is no weight of a LoRA; linear and convolution"),
+        ({"lora_unet_x.lora_down.weight": (2, 2)}, r"lora_unet_x lacks its down or up matrix"),
+    ],
+)
+def test_bad_files(checkpoint: Path, tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str) -> None:
+    save_file({key: torch.ones(shape) for key, shape in tensors.items()}, tmp_path / NAME)
+    with pytest.raises(ExportError, match=message):
+        fuse_loras(open_source(checkpoint), [(tmp_path / NAME, 1.0)])
+
+
+def test_a_pickled_file(checkpoint: Path) -> None:
+    with pytest.raises(ExportError, match=r"x.pt: not a .safetensors file; convert the LoRA first"):
+        fuse_loras(open_source(checkpoint), [(Path("x.pt"), 1.0)])
