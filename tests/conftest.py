@@ -66,6 +66,12 @@ REFINER_UNET = XL_UNET | {
     "cross_attention_dim": PROJECTED_CLIP["hidden_size"],
     "projection_class_embeddings_input_dim": PROJECTED_CLIP["projection_dim"] + 5 * 8,
 }
+TINY_VAE: dict[str, Any] = {
+    "encoder_block_out_channels": (8, 8, 8, 8),
+    "decoder_block_out_channels": (8, 8, 8, 8),
+    "num_encoder_blocks": (1, 1, 1, 1),
+    "num_decoder_blocks": (1, 1, 1, 1),
+}
 EULER = SCHEDULER | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
 
 
@@ -85,6 +91,19 @@ class Tiny:
 
 TINY = {
     "sd": Tiny(image_encoder=CLIP | {"image_size": 32, "patch_size": 8}),
+    "sd2": Tiny(
+        text_encoder=CLIP | {"hidden_act": "gelu"},
+        unet=UNET | {"attention_head_dim": [2, 4], "use_linear_projection": True},
+        scheduler=SCHEDULER | {"prediction_type": "v_prediction"},
+    ),
+    "sd_inpaint": Tiny(pipeline="StableDiffusionInpaintPipeline", unet=UNET | {"in_channels": 9}),
+    "sd_pix2pix": Tiny(pipeline="StableDiffusionInstructPix2PixPipeline", unet=UNET | {"in_channels": 8}),
+    "sd_taesd": Tiny(vae=TINY_VAE),
+    "lcm": Tiny(
+        pipeline="LatentConsistencyModelPipeline",
+        unet=UNET | {"time_cond_proj_dim": 12},
+        scheduler=SCHEDULER | {"_class_name": "LCMScheduler", "original_inference_steps": 50},
+    ),
     "sdxl": Tiny(
         pipeline="StableDiffusionXLPipeline",
         text_encoder_2=PROJECTED_CLIP,
@@ -187,7 +206,7 @@ def _networks(tiny: Tiny) -> dict[str, Any]:
         vision = transformers.CLIPVisionConfig(**tiny.image_encoder)
         models["image_encoder"] = transformers.CLIPVisionModelWithProjection(vision)
     unet: Any = diffusers.UNet2DConditionModel
-    vae: Any = diffusers.AutoencoderKL
+    vae: Any = diffusers.AutoencoderTiny if "encoder_block_out_channels" in tiny.vae else diffusers.AutoencoderKL
     return models | {"unet": unet(**tiny.unet), "vae": vae(**tiny.vae)}
 
 
@@ -203,7 +222,11 @@ def _give_contrast(unet: Any, vae: Any) -> None:
         added = {"text_embeds": torch.randn(4, width), "time_ids": torch.full((4, time_ids), 64.0)}
     latents, context = torch.randn(4, config.in_channels, 8, 8), torch.randn(4, 77, config.cross_attention_dim)
     unet.conv_out.weight /= unet(latents, 500, context, added_cond_kwargs=added).sample.std()
-    vae.decoder.conv_out.weight /= 2 * vae.decode(latents[:, :4] / vae.config.scaling_factor).sample.std()
+    latents = latents[:, :4] / vae.config.scaling_factor
+    # AutoencoderTiny ends in 2 x - 1.
+    last, gain = (vae.decoder.conv_out, 1) if hasattr(vae.decoder, "conv_out") else (vae.decoder.layers[-1], 2)
+    last.weight /= 2 * vae.decode(latents).sample.std()
+    last.bias -= vae.decode(latents).sample.mean() / gain
 
 
 def _write_settings(folder: Path, index: dict[str, Any], scheduler: dict[str, Any], text_encoders: list[str]) -> None:
