@@ -20,7 +20,7 @@ from edgediffusion.runtime.manifest import GraphRecord, Parity
 
 from .families import Network, Sample, Seen
 from .options import Options
-from .passes import simplify, store_weights
+from .passes import store_weights
 from .precision import Case, Halved, halve
 from .sources import Part, select
 from .to_onnx import quiet, to_onnx
@@ -96,7 +96,7 @@ def _write_graph(
     opset: int,
 ) -> Exported:
     outputs = references(module, spec, samples)
-    graph = store_weights(simplify(to_onnx(module, spec, samples[0], opset)), placed)
+    graph = store_weights(to_onnx(module, spec, samples[0], opset), placed)
     module.to("meta")  # ONNX Runtime now reads the same weights
     halved = None
     if dtype in HALVES:

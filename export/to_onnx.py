@@ -19,17 +19,22 @@ from torch import nn
 from edgediffusion.engines.spec import GraphSpec
 
 from .families.base import Sample
+from .passes import simplify
 
 
 def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample, opset: int = 18) -> onnx.ModelProto:
-    """The graph of `module`, traced with `example`, as torch's exporter leaves it; `passes` make it portable.
+    """The graph of `module`, traced with `example`, and made portable by `passes.simplify`.
 
     Free dimensions of `spec` stay free. Parameters are initializers under their PyTorch names, without data: external,
     at a place that means nothing yet.
     """
     arguments = {tensor.name: torch.from_numpy(example.feeds[tensor.name]) for tensor in spec.inputs}
+    # One batch for all inputs; which sizes are equal torch finds out. From 64 on diffusers copies before it upsamples.
+    known = {"batch": torch.export.Dim("batch", max=63)}
     free = {
-        tensor.name: {i: torch.export.Dim.DYNAMIC for i, d in enumerate(tensor.shape) if isinstance(d, str)}
+        tensor.name: {
+            i: known.get(d, torch.export.Dim.DYNAMIC) for i, d in enumerate(tensor.shape) if isinstance(d, str)
+        }
         for tensor in spec.inputs
     }
     with quiet(), torch.no_grad():
@@ -50,7 +55,7 @@ def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample, opset: int = 18
         assert weight.dtype is not None
         assert weight.shape is not None
         weight.const_value = ir.ExternalTensor("weights", 0, 0, weight.dtype, shape=weight.shape, name=name)
-    return declare(ir.to_proto(model), spec)
+    return declare(simplify(ir.to_proto(model)), spec)
 
 
 def declare(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
@@ -109,6 +114,30 @@ def _additive(mask: Any) -> Any:
     return op.Where(mask, through, op.Constant(value_float=-float("inf")))
 
 
+def _group_norm(
+    input: Any,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    """Group normalisation (arXiv:1803.08494) as instance normalisation of the groups: what backends know to fuse.
+
+    torch's own translation merges the sizes of a picture, and needs its shape to part them again.
+    """
+    others = list(range(1, len(input.shape) - 1))
+    kept = [0] * (len(others) - 1)
+    to_groups: Any = op.Constant(value_ints=[0, num_groups, -1, *kept])
+    to_channels: Any = op.Constant(value_ints=[0, input.shape[1], -1, *kept])
+    one, zero = op.Constant(value_floats=[1.0] * num_groups), op.Constant(value_floats=[0.0] * num_groups)
+    normal = op.InstanceNormalization(op.Reshape(input, to_groups), one, zero, epsilon=eps)
+    normal = op.Reshape(normal, to_channels)
+    axes: Any = op.Constant(value_ints=others)
+    normal = normal if weight is None else op.Mul(normal, op.Unsqueeze(weight, axes))
+    return normal if bias is None else op.Add(normal, op.Unsqueeze(bias, axes))
+
+
 def _split(tensor: Any, split_size: int, dim: int = 0) -> Any:
     """torch's own translation makes a sequence, which few backends have."""
     parts, rest = divmod(tensor.shape[dim], split_size)
@@ -118,5 +147,6 @@ def _split(tensor: Any, split_size: int, dim: int = 0) -> Any:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
+    torch.ops.aten.group_norm.default: _group_norm,
     torch.ops.aten.split.Tensor: _split,
 }

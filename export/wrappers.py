@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import (
@@ -26,13 +27,14 @@ class TextEncoder(nn.Module):
     def __init__(self, config: Config, *, hidden_states: bool) -> None:
         super().__init__()
         model = CLIPTextModel(CLIPTextConfig.from_dict(config))
-        self.text_model: nn.Module = getattr(model, "text_model", model)
+        self.text_model: Any = getattr(model, "text_model", model)
         self.hidden_states = hidden_states
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         """(batch, 77) token ids -> (batch, 77, d) last_hidden_state, (batch, d) pooler_output, hidden_states."""
         output = self.text_model(input_ids=input_ids, output_hidden_states=self.hidden_states)
-        return output.last_hidden_state, output.pooler_output, *(output.hidden_states or ())
+        pooled = pool(output.last_hidden_state, input_ids, self.text_model.config.eos_token_id)
+        return output.last_hidden_state, pooled, *(output.hidden_states or ())
 
 
 class ProjectedTextEncoder(nn.Module):
@@ -47,7 +49,20 @@ class ProjectedTextEncoder(nn.Module):
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         """(batch, 77) token ids -> (batch, p) text_embeds, (batch, 77, d) last_hidden_state, hidden_states."""
         output = self.text_model(input_ids=input_ids, output_hidden_states=True)
-        return self.text_projection(output.pooler_output), output.last_hidden_state, *output.hidden_states
+        pooled = pool(output.last_hidden_state, input_ids, self.text_model.config.eos_token_id)
+        return self.text_projection(pooled), output.last_hidden_state, *output.hidden_states
+
+
+def pool(last_hidden_state: Tensor, input_ids: Tensor, eos_token_id: int) -> Tensor:
+    """CLIP's pooler_output, (batch, d): the vector of the first end-of-text token.
+
+    A product with one 1 and zeros, where transformers picks by index, for which ONNX needs to know the batch. As there,
+    an `eos_token_id` of 2 stands for the largest id: the configs of the first checkpoints have it wrong.
+    """
+    eos = input_ids.amax(-1, keepdim=True) if eos_token_id == 2 else eos_token_id
+    first = (input_ids == eos).to(last_hidden_state.dtype).argmax(-1, keepdim=True)
+    chosen = torch.arange(input_ids.shape[-1]) == first
+    return (chosen[:, None].to(last_hidden_state.dtype) @ last_hidden_state).squeeze(1)
 
 
 class ImageEncoder(nn.Module):
@@ -87,6 +102,11 @@ class UNet(UNet2DConditionModel):
             return_dict=False,
         )[0]
         return out_sample
+
+    def get_time_embed(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """The sinusoidal embedding of the one timestep of a batch, (1, d): it broadcasts, diffusers repeats it."""
+        embedding: Tensor = self.time_proj(timestep)  # type: ignore[attr-defined]
+        return embedding
 
 
 class VaeDecoder(nn.Module):

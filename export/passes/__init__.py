@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import onnx
 
+from .direct_shapes import direct_shapes
+from .drop_expands import drop_expands
 from .drop_no_ops import drop_no_ops
 from .drop_unused import drop_unused
 from .emulate_half import emulate_half
 from .fold_constants import fold_constants
 from .merge_equal import merge_equal
+from .merge_transposes import merge_transposes
 from .probe_ranges import probe_ranges
 from .resolve_types import resolve_types
 from .store_weights import store_weights
 from .strip import strip
 from .to_half import to_half
 
-PASSES = (resolve_types, fold_constants, drop_no_ops, merge_equal, drop_unused)
+PASSES = (
+    resolve_types,
+    fold_constants,
+    drop_no_ops,
+    drop_expands,
+    direct_shapes,
+    merge_transposes,
+    merge_equal,
+    drop_unused,
+)
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:

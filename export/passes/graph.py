@@ -68,6 +68,24 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     return types
 
 
+Dims = tuple[int | str, ...]
+
+
+def shapes(model: onnx.ModelProto) -> dict[str, Dims]:
+    """The shapes that the exporter noted and shape inference adds.
+
+    A string is a free dimension, equal wherever it recurs.
+    ."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    found: dict[str, Dims] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        tensor = value.type.tensor_type
+        dims = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+        if tensor.HasField("shape") and all(dim.WhichOneof("value") for dim in tensor.shape.dim):
+            found[value.name] = dims
+    return found
+
+
 def attribute(node: onnx.NodeProto, name: str) -> object:
     """The value of an attribute; None where `node` has none of this name."""
     found = [onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name]

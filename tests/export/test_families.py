@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx.external_data_helper import uses_external_data
 
-from edgediffusion.export.families import FAMILIES
-from edgediffusion.export.sources import open_source
-from edgediffusion.export.weights import read_header
+from edgediffusion.engines.registry import open_engine
+from edgediffusion.export.families import FAMILIES, Sample
+from edgediffusion.export.sources import open_source, read_json
+from edgediffusion.export.verify import references, relative_error
+from edgediffusion.export.weights import load, read_header
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.manifest import Manifest
 
 # Checkpoint of tests/conftest.py -> family, components.
 XL = ("text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+SD = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 CASES = {
-    "sd": ("sd", ("image_encoder", "text_encoder", "unet", "vae_decoder", "vae_encoder")),
+    "sd": ("sd", ("image_encoder", *SD)),
+    "sd2": ("sd", SD),
+    "sd_inpaint": ("sd_inpaint", SD),
+    "sd_pix2pix": ("sd_pix2pix", SD),
+    "sd_taesd": ("sd", SD),
+    "lcm": ("lcm", SD),
     "sdxl": ("sdxl", ("text_encoder", *XL)),
     "sdxl_refiner": ("sdxl_refiner", XL),
 }
@@ -65,13 +74,45 @@ def test_every_parameter_is_in_the_weights_file_and_none_is_stored_twice(
     assert len(found) == wanted
 
 
+def test_no_arithmetic_on_shapes(case: str, bundles: Callable[[str], Path]) -> None:
+    """What the CUDA provider would compute on the CPU. A Shape goes straight into a Reshape or a Resize."""
+    for name, record in Manifest.read(bundles(case)).graphs.items():
+        nodes = onnx.load(bundles(case) / record.model, load_external_data=False).graph.node
+        assert not {node.op_type for node in nodes} & {"Size", "NonZero", "Range", "Expand", "GatherND", "CumSum"}, name
+        shapes = {node.output[0] for node in nodes if node.op_type == "Shape"}
+        assert {node.op_type for node in nodes if shapes.intersection(node.input)} <= {"Reshape", "Resize"}, name
+
+
+def test_one_graph_for_every_size(bundles: Callable[[str], Path]) -> None:
+    """Of a UNet of two levels: sizes that it halves evenly, and that it does not, in batches of 1, 2 and 3."""
+    unet = bundles("sdxl") / "unet"
+    network, config = FAMILIES["sdxl"]["unet"], read_json(unet / "config.json")
+    spec, rng = network.spec(config), np.random.default_rng(0)
+    module = network.module(config).eval()
+    weights = read_header(unet / "diffusion_pytorch_model.safetensors")
+    module.load_state_dict({key: load(key, weight) for key, weight in weights.items()})
+    samples = []
+    for shape in ((1, 8, 8), (2, 5, 12), (3, 7, 3)):
+        sizes = dict(zip(("batch", "height", "width"), shape, strict=True))
+        shapes = {tensor.name: [sizes[d] if isinstance(d, str) else d for d in tensor.shape] for tensor in spec.inputs}
+        feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        samples.append(Sample(str(shape), feeds))
+    with open_engine(unet / "model.onnx", spec, device="cpu") as engine:
+        for sample, wanted in zip(samples, references(module, spec, samples), strict=True):
+            assert relative_error(engine(sample.feeds), wanted) < 2e-5, sample.label
+
+
 def test_inputs_of_the_unet_of_each_family(bundles: Callable[[str], Path]) -> None:
     def shapes(name: str) -> dict[str, tuple[int | str, ...]]:
         return {tensor.name: tensor.shape for tensor in Manifest.read(bundles(name)).graphs["unet"].spec.inputs}
 
     plain = {"sample": ("batch", 4, "height", "width"), "timestep": (1,)}
     text = "encoder_hidden_states"
-    assert shapes("sd") == plain | {text: ("batch", 77, 32)}
+    sd = plain | {text: ("batch", 77, 32)}
+    assert shapes("sd") == shapes("sd2") == sd
+    assert shapes("sd_inpaint") == sd | {"sample": ("batch", 9, "height", "width")}
+    assert shapes("sd_pix2pix") == sd | {"sample": ("batch", 8, "height", "width")}
+    assert shapes("lcm") == sd | {"timestep_cond": ("batch", 12)}
     xl = plain | {text: ("batch", 77, 56), "text_embeds": ("batch", 20), "time_ids": ("batch", 6)}
     assert shapes("sdxl") == xl
     assert shapes("sdxl_refiner") == xl | {text: ("batch", 77, 24), "time_ids": ("batch", 5)}

@@ -84,7 +84,7 @@ def test_every_weight_is_external_and_nothing_is_left_over(bundle: Path, name: s
     for key, place in external.items():
         assert place == {"location": weights.name, "offset": str(stored[key].offset), "length": str(stored[key].length)}
     inline = sum(len(t.SerializeToString()) for t in model.graph.initializer if not uses_external_data(t))
-    assert inline < 10_000
+    assert inline < 30_000  # 77 x 77 numbers are the mask of the text encoder
 
 
 @pytest.mark.parametrize("name", GRAPHS)
