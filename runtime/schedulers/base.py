@@ -191,8 +191,7 @@ def x0_table(config: SchedulerConfig, alphas: F64, sigmas: F64) -> Pairs:
         UsageError: the prediction type is unknown, or says nothing of x0 where there is noise alone.
     """
     convert = pick("prediction_type", config.prediction_type, PREDICTION_TYPES)
-    if config.prediction_type == "flow_prediction" and not config.use_flow_sigmas:
-        sigmas = sigmas / alphas  # diffusers takes noise over signal for a flow's sigma
+    sigmas = predicted_sigmas(config, alphas, sigmas)
     trained_scale = np.ones_like(alphas) if config.use_flow_sigmas else np.hypot(alphas, sigmas)
     with np.errstate(divide="ignore"):
         of_latents, of_output = convert(alphas, sigmas, trained_scale)
@@ -202,6 +201,12 @@ def x0_table(config: SchedulerConfig, alphas: F64, sigmas: F64) -> Pairs:
             "use timestep_spacing 'leading', or a model trained for 'v_prediction'"
         )
     return pairs(of_latents, of_output)
+
+
+def predicted_sigmas(config: SchedulerConfig, alphas: F64, sigmas: F64) -> F64:
+    """The sigmas of the prediction: of a flow's, where there is none, diffusers takes noise over signal."""
+    own = config.use_flow_sigmas or config.prediction_type != "flow_prediction"
+    return sigmas if own else sigmas / alphas
 
 
 def first_order_weights(alphas: F64, sigmas: F64, next_alphas: F64, next_sigmas: F64) -> tuple[F64, F64]:

@@ -62,7 +62,7 @@ class SchedulerConfig:
     shift_terminal: float | None = None
     invert_sigmas: bool = False
     stochastic_sampling: bool = False
-    # Not in diffusers' files, where they are arguments of set_timesteps
+    # Not in diffusers' files, where they are arguments of set_timesteps and step
     sigmas: str | tuple[float, ...] | None = None
     timesteps: tuple[float, ...] | None = None
     mu: float | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from .base import LinearSampler, Move, Prediction, pairs, x0_table
+from .base import LinearSampler, Move, Prediction, pairs, predicted_sigmas, x0_table
 from .config import SchedulerConfig
 from .dpm_terms import PRESERVING, noise_table
 from .levels import Levels, flow_levels, preserving_levels, solver_flow_levels
@@ -38,18 +38,19 @@ def deis(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
     """
     c = read_config(config)
     if c.use_flow_sigmas:
-        sigmas = solver_flow_levels(c, num_inference_steps).sigmas[:-1]
-        levels = flow_levels(c, sigmas, float(sigmas[-1]))
+        flow = solver_flow_levels(c, num_inference_steps).sigmas[:-1]
+        levels = flow_levels(c, flow, float(flow[-1]))
     else:
         levels = preserving_levels(c, num_inference_steps, stop_at_own_end=True)
+    alphas, sigmas = levels.alphas[:-1], levels.sigmas[:-1]
     return LinearSampler(
         timesteps=levels.timesteps.astype(np.float32),
         sigmas=levels.ratios,
         init_noise_sigma=1.0,
-        noising=pairs(levels.alphas[:-1], levels.sigmas[:-1]),
+        noising=pairs(alphas, sigmas),
         prediction=Prediction.derived(
-            x0_table(c, levels.alphas[:-1], levels.sigmas[:-1]),
-            noise_table(levels.alphas[:-1], levels.sigmas[:-1]),
+            x0_table(c, alphas, sigmas),
+            noise_table(alphas, predicted_sigmas(c, alphas, sigmas)),
             threshold_limit(c),
         ),
         moves=tuple(_moves(c, levels, i) for i in range(len(levels.timesteps))),

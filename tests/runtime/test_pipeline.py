@@ -249,10 +249,12 @@ def test_an_unknown_scheduler_lists_the_known(pipeline: Pipeline) -> None:
         pipeline("a red apple", scheduler="eulerian")
 
 
-def test_a_scheduler_config_of_no_class(pipeline: Pipeline) -> None:
-    del pipeline.scheduler_config["_class_name"]
-    with pytest.raises(UnknownName, match="unknown scheduler ''; known: DDIMScheduler"):
-        pipeline("a red apple")
+def test_a_scheduler_config_of_an_unknown_class_or_none(pipeline: Pipeline) -> None:
+    for config, name in (({"_class_name": "RePaintScheduler"}, "RePaintScheduler"), ({}, "")):
+        pipeline.scheduler_config.pop("_class_name", None)
+        pipeline.scheduler_config.update(config)
+        with pytest.raises(UnknownName, match=f"unknown scheduler '{name}'; known: DDIMScheduler"):
+            pipeline("a red apple")
 
 
 @pytest.mark.parametrize(

@@ -52,12 +52,13 @@ def test_levels_fall_to_the_end(name: str, steps: int) -> None:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 30])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "ddim"])
 def test_a_perfect_prediction_leaves_as_much_noise_as_the_level_says(
     name: str, steps: int, prediction_type: str
 ) -> None:
     """Latents stay alpha * x0 + sigma * noise with noise of variance 1: what is stepped down is what is drawn."""
-    scheduler = SCHEDULERS[name](CONFIG | {"prediction_type": prediction_type}, steps)
+    settings = {"eta": 1.0} if name == "ddim" else {}
+    scheduler = SCHEDULERS[name](CONFIG | {"prediction_type": prediction_type} | settings, steps)
     shape = (1, 4, 64, 64)
     x0, latents = normal(0, shape), normal(1, shape) * np.float32(scheduler.init_noise_sigma)
     history: tuple[F32, ...] = ()
