@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import sys
 
-from .cases import FAMILIES
-from .reference import parity
+from .cases import FLAGS, Family
+from .reference import Comparison, parity
+from .stochastic_cases import ALL
 
 
 def main(names: list[str]) -> int:
-    """A line for each class of diffusers and sigma schedule. The status is 1 when a case differs."""
-    write = sys.stdout.write
-    write("| diffusers' class | sigmas | largest relative error | cases |\n| --- | --- | --- | --- |\n")
-    failures = []
-    for family in FAMILIES:
-        if names and not any(name in family.name for name in names):
+    """A row for each class of diffusers, a column for each sigma schedule. The status is 1 when a case differs."""
+    rule = ["---"] * (len(FLAGS) + 2)
+    sys.stdout.writelines(_line(cells) for cells in (["diffusers' class", *FLAGS, "cases"], rule))
+    failures: list[str] = []
+    for family in ALL:
+        if names and not any(name in family.title for name in names):
             continue
-        for sigmas in family.sigmas:
-            results = list(parity(family, sigmas))
-            largest = max(result.error for _, result in results)
-            write(f"| {family.name} | {sigmas} | {largest:.1e} | {len(results)} |\n")
-            failures += [f"{family.name}, {case}: {result.failure}\n" for case, result in results if result.failure]
+        results = {sigmas: list(parity(family, sigmas)) for sigmas in family.sigmas}
+        sys.stdout.write(row(family, {sigmas: [result for _, result in of] for sigmas, of in results.items()}))
+        sys.stdout.flush()
+        for case, result in (pair for of in results.values() for pair in of):
+            failures += [f"{family.title}, {case}: {result.failure}\n"] if result.failure else []
     sys.stdout.writelines(failures)
     return 1 if failures else 0
+
+
+def row(family: Family, results: dict[str, list[Comparison]]) -> str:
+    """The largest relative error with each sigma schedule, and the number of cases."""
+    largest = {sigmas: max(result.error for result in of) for sigmas, of in results.items()}
+    cells = [f"{largest[sigmas]:.0e}" if sigmas in largest else "\N{EN DASH}" for sigmas in FLAGS]
+    return _line([family.title, *cells, str(sum(map(len, results.values())))])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What is compared with diffusers: every deterministic sampler, with each option that changes its numbers."""
+"""What is compared with diffusers: here the samplers that need no noise, with each option that changes its numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -42,7 +42,7 @@ class Family:
     """A class of diffusers, and what it is compared with: each of `options` with all sigmas, spacings and predictions.
 
     `extras` are options that are compared as they are. With `one_spacing` only the model's own sigmas depend on the
-    spacing.
+    spacing. `settings` hold in every case.
     """
 
     name: str
@@ -52,6 +52,14 @@ class Family:
     options: tuple[dict[str, Any], ...] = ({},)
     extras: tuple[dict[str, Any], ...] = ()
     one_spacing: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    rtol: float = RTOL
+
+    @property
+    def title(self) -> str:
+        """The class, and its settings."""
+        settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        return f"{self.name} ({settings})" if settings else self.name
 
     def cases(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """A sigma schedule, and a config."""
@@ -59,12 +67,13 @@ class Family:
         for sigmas, spacing, prediction, options in wanted:
             if self.one_spacing and sigmas != "model" and spacing != self.spacings[0]:
                 continue
-            spaced = SD15 | {"timestep_spacing": spacing, "prediction_type": prediction}
+            spaced = SD15 | self.settings | {"timestep_spacing": spacing, "prediction_type": prediction}
             yield sigmas, spaced | FLAGS[sigmas] | options
             if sigmas == "flow" and prediction == "epsilon":
                 yield sigmas, spaced | FLAGS[sigmas] | options | {"prediction_type": "flow_prediction"}
         for options in self.extras:
-            yield _schedule(options), SD15 | options
+            sigmas = _schedule(options)  # a flag that the class does not know changes nothing
+            yield sigmas if sigmas in self.sigmas else "model", SD15 | self.settings | options
 
 
 BETAS: tuple[dict[str, Any], ...] = (
@@ -246,6 +255,7 @@ FAMILIES = (
             {"use_dynamic_shifting": True, "mu": 0.8, "time_shift_type": "linear"},
             {"shift_terminal": 0.1, "shift": 2.0},
             {"invert_sigmas": True},
+            {"stochastic_sampling": True},
         ),
         extras=tuple(ends | {"sigma_max": 0.9} for ends in ENDS),
     ),

@@ -1,4 +1,7 @@
-"""One run by diffusers and one by ours, with a fixed function in place of the network, in float64 or float32."""
+"""One run by diffusers and one by ours, with a fixed function in place of the network, in float64 or float32.
+
+Samplers that draw noise are given the same on both sides.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgediffusion.runtime.schedulers import SCHEDULERS
 
-from .cases import RTOL, RTOL_SMALL_SIGNAL, STEPS, Family
+from .cases import RTOL_SMALL_SIGNAL, STEPS, Family
 
 Latents = NDArray[Any]
 Path = list[tuple[float, Latents]]
@@ -73,6 +76,48 @@ def normal(dtype: type[np.floating[Any]], seed: int = 0) -> Latents:
     return np.random.default_rng(seed).standard_normal(SHAPE).astype(dtype)
 
 
+class Stream:
+    """Noise for a run; diffusers takes it in place of its `randn_tensor` and of its Brownian tree."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._random = np.random.default_rng(1)
+        self._dtype = dtype
+        self._brownian: list[tuple[float, float, torch.Tensor]] = []
+
+    def normal(self) -> Latents:
+        """The next standard normal noise."""
+        return self._random.standard_normal(SHAPE).astype(self._dtype)
+
+    def randn_tensor(self, shape: Any, **_: Any) -> torch.Tensor:
+        """In place of `diffusers.utils.torch_utils.randn_tensor`."""
+        assert tuple(shape) == SHAPE
+        return torch.from_numpy(self.normal())
+
+    def between(self, sigma: Any, next_sigma: Any) -> torch.Tensor:
+        """Normalised increments of one Brownian motion, asked for as DPMSolverSDEScheduler does: half, then whole."""
+        start, end = float(sigma), float(next_sigma)
+        if not self._brownian or self._brownian[-1][0] != start:
+            self._brownian.append((start, end, torch.from_numpy(self.normal())))
+            return self._brownian[-1][2]
+        _, middle, first = self._brownian[-1]
+        whole = math.sqrt(start - middle) * first + math.sqrt(middle - end) * torch.from_numpy(self.normal())
+        return whole / math.sqrt(start - end)
+
+    @contextmanager
+    def drawn_by(self, scheduler: Any) -> Iterator[None]:
+        """The module of `scheduler` draws from here."""
+        module = importlib.import_module(type(scheduler).__module__)
+        substitutes = {"randn_tensor": self.randn_tensor, "BrownianTreeNoiseSampler": lambda *_: self.between}
+        kept = {name: getattr(module, name) for name in substitutes if hasattr(module, name)}
+        for name in kept:
+            setattr(module, name, substitutes[name])
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(module, name, value)
+
+
 class Refused(Exception):
     """diffusers does not accept the case."""
 
@@ -91,7 +136,7 @@ def their_path(scheduler: Any, steps: int, noise: Latents, *, mu: float | None =
         Refused: diffusers fails, or computes no numbers.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), Stream(noise.dtype).drawn_by(scheduler):
             warnings.simplefilter("ignore")  # diffusers' own divisions by zero and deprecations
             path = list(_their_calls(scheduler, steps, noise, mu, start))
     except Exception as error:
@@ -106,10 +151,11 @@ def _their_calls(scheduler: Any, steps: int, noise: Latents, mu: float | None, s
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     latents = torch.from_numpy(noise) * getattr(scheduler, "init_noise_sigma", 1.0)
+    eta = {"eta": scheduler.config.eta} if "eta" in scheduler.config else {}  # with diffusers an argument of the step
     for t in scheduler.timesteps[start:]:
         scale = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
         output = torch.from_numpy(answer(scheduler.config, scale(latents, t).numpy(), float(t)))
-        latents = scheduler.step(output, t, latents, return_dict=False)[0]
+        latents = scheduler.step(output, t, latents, return_dict=False, **eta)[0]
         yield float(t), latents.numpy()
 
 
@@ -118,10 +164,12 @@ def our_path(name: str, config: dict[str, Any], steps: int, noise: Latents, star
     scheduler = SCHEDULERS[name](config, steps)
     latents: Latents = noise * scheduler.init_noise_sigma
     history: tuple[Latents, ...] = ()
+    stream = Stream(noise.dtype)
     path = []
     for i, t in list(enumerate(scheduler.timesteps))[start:]:
         output = answer(config, scheduler.scale_model_input(latents, i), float(t))
-        latents, history = scheduler.step(output, i, latents, history, None)
+        fresh = stream.normal() if scheduler.draws_noise(i) else None
+        latents, history = scheduler.step(output, i, latents, history, fresh)
         path.append((float(t), latents))
     return path
 
@@ -166,4 +214,5 @@ def parity(family: Family, sigmas: str) -> Iterator[tuple[str, Comparison]]:
                 except Refused:
                     continue
                 ours = our_path(family.name, config, steps, noise)
-                yield f"{steps} steps, {config}", compare(ours, theirs, RTOL_SMALL_SIGNAL if small_signal else RTOL)
+                rtol = RTOL_SMALL_SIGNAL if small_signal else family.rtol
+                yield f"{steps} steps, {config}", compare(ours, theirs, rtol)

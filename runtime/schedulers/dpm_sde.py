@@ -8,6 +8,7 @@ that independent normal noise at each call makes that motion, without a tree of 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ def dpmpp_sde(config: Mapping[str, Any], num_inference_steps: int) -> LinearSamp
         UsageError: the config says what is not understood, or has not so many steps.
     """
     c = read_config(config)
+    if c.sigmas == "karras":
+        c = replace(c, sigma_min=None, sigma_max=None)  # as in diffusers, of this sampler and lms
     levels = exploding_levels(c, num_inference_steps)
     calls = with_midpoints(c, levels, levels.sigmas[1:-1])
     sigmas = calls.sigmas

@@ -25,7 +25,7 @@ def lms(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
     """
     c = EXPLODING(config)
     if c.sigmas == "karras":
-        c = replace(c, sigma_min=None, sigma_max=None)  # as in diffusers, of this sampler alone
+        c = replace(c, sigma_min=None, sigma_max=None)  # as in diffusers, of this sampler and dpmpp_sde
     levels = exploding_levels(c, num_inference_steps)
     moves = tuple(_moves(levels.sigmas, i) for i in range(num_inference_steps))
     return exploding_sampler(c, levels, derivative(c, levels.sigmas[:-1]), moves)

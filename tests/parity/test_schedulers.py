@@ -1,4 +1,4 @@
-"""Each deterministic sampler against diffusers, step by step, with diffusers itself made to compute in float64."""
+"""Each sampler against diffusers, step by step, with diffusers itself made to compute in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.schedulers.scheduling_utils import AysSchedules, KarrasDiffusionSchedulers
 
-from edgediffusion.bench.parity.cases import FAMILIES, RTOL, SD15, Family
+from edgediffusion.bench.parity.cases import FLAGS, RTOL, SD15, Family
 from edgediffusion.bench.parity.reference import (
     Comparison,
     Latents,
@@ -24,26 +24,30 @@ from edgediffusion.bench.parity.reference import (
     their_path,
     their_scheduler,
 )
+from edgediffusion.bench.parity.stochastic_cases import ALL
 from edgediffusion.engines.errors import UsageError
 from edgediffusion.runtime.schedulers import SAMPLERS, SCHEDULERS, make_scheduler
 from edgediffusion.runtime.schedulers.beta_distribution import beta_ppf
 from edgediffusion.runtime.schedulers.config import SIGMA_FLAGS, SchedulerConfig
 from edgediffusion.runtime.schedulers.levels import with_mu
 
-CLASSES = tuple(family.name for family in FAMILIES)
+CLASSES = tuple(dict.fromkeys(family.name for family in ALL))
+OF_FAMILY = [pytest.param(family.name, SD15 | family.settings, id=family.title) for family in ALL]
 SPACED = tuple(name for name in CLASSES if name not in ("IPNDMScheduler",) and "EDM" not in name and "Flow" not in name)
 
 
 @pytest.fixture(autouse=True)
 def scipy(request: pytest.FixtureRequest) -> None:
-    """diffusers needs it for one sampler and one schedule."""
+    """diffusers needs it for one sampler and one schedule, and torchsde for another sampler."""
     if "LMSDiscreteScheduler" in request.node.name or "-beta]" in request.node.name:
         pytest.importorskip("scipy")
+    if "DPMSolverSDEScheduler" in request.node.name:
+        pytest.importorskip("torchsde")
 
 
 @pytest.mark.parametrize(
     ("family", "sigmas"),
-    [pytest.param(f, s, id=f"{f.name}-{s}") for f in FAMILIES for s in f.sigmas],
+    [pytest.param(f, s, id=f"{f.title}-{s}") for f in ALL for s in f.sigmas],
 )
 def test_every_case(family: Family, sigmas: str) -> None:
     count = 0
@@ -51,6 +55,18 @@ def test_every_case(family: Family, sigmas: str) -> None:
         assert comparison.failure is None, f"{case}: {comparison.failure}"
         count += 1
     assert count > 0
+
+
+def test_every_sigma_schedule_that_diffusers_has_is_among_the_cases() -> None:
+    flags = {flag: sigmas for sigmas, options in FLAGS.items() for flag in options if flag.startswith("use_")}
+    for family in ALL:
+        parameters = inspect.signature(getattr(diffusers, family.name).__init__).parameters
+        assert set(family.sigmas) == {"model"} | {flags[key] for key in flags.keys() & parameters.keys()}, family.title
+
+
+def test_every_class_is_among_the_cases() -> None:
+    assert {entry.name for entry in KarrasDiffusionSchedulers} <= set(CLASSES)
+    assert {sampler.diffusers for sampler in SAMPLERS if sampler.diffusers} == set(CLASSES)
 
 
 def compared(name: str, config: dict[str, Any], steps: int, *, start: int = 0) -> Comparison:
@@ -61,21 +77,21 @@ def compared(name: str, config: dict[str, Any], steps: int, *, start: int = 0) -
 
 
 @pytest.mark.parametrize("start", [1, 2, 4, 7, 9])
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_start_in_the_middle(name: str, start: int) -> None:
+@pytest.mark.parametrize(("name", "config"), OF_FAMILY)
+def test_a_start_in_the_middle(name: str, config: dict[str, Any], start: int) -> None:
     """As an image-to-image pipeline starts, with no history: at the first of the calls of a step."""
     calls = next(sampler.calls_per_step for sampler in SAMPLERS if sampler.diffusers == name)
-    assert compared(name, SD15, 10, start=start * calls).failure is None
+    assert compared(name, config, 10, start=start * calls).failure is None
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_as_diffusers_is(name: str) -> None:
+@pytest.mark.parametrize(("name", "config"), OF_FAMILY)
+def test_as_diffusers_is(name: str, config: dict[str, Any]) -> None:
     # diffusers unchanged: its tables are float32, so alphas_cumprod carries a few 1e-7 by the end of its cumprod. They
     # grow where the difference of two levels is divided by, or an early signal that is almost nothing.
     noise = normal(np.float32)
     for steps in (4, 10, 25):
-        theirs = their_path(their_scheduler(name, SD15), steps, noise)
-        ours = our_path(name, SD15, steps, noise)
+        theirs = their_path(their_scheduler(name, config), steps, noise)
+        ours = our_path(name, config, steps, noise)
         assert all(latents.dtype == np.float32 for _, latents in ours)
         comparison = compare(ours, theirs, 1e-4)
         assert comparison.failure is None, comparison.failure
@@ -94,7 +110,15 @@ def test_from_a_config_that_says_nothing(name: str) -> None:
 
 
 # Keys that are arguments of other methods of ours, or of no number.
-NEUTRAL = {"variance_type", "solver_p", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
+NEUTRAL = {
+    "noise_sampler_seed",
+    "variance_type",
+    "solver_p",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+}
 
 
 @pytest.mark.parametrize("name", CLASSES)
