@@ -177,6 +177,7 @@ def _write_checkpoint(tiny: Tiny, folder: Path) -> None:
         model.half().save_pretrained(folder / name)
     index = {
         "_class_name": tiny.pipeline,
+        "_diffusers_version": "0.42.0",  # without it diffusers does not load an inpainting pipeline
         "requires_safety_checker": False,
         "safety_checker": [None, None],
         "feature_extractor": [None, None],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +12,17 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from edgediffusion.export.reference import load_pipeline
 from edgediffusion.export.to_onnx import quiet
 from edgediffusion.runtime import Pipeline
+from edgediffusion.runtime.families import FAMILIES
 
-from .test_pictures import MIN_PSNR, assert_same, psnr
+from .test_pictures import MIN_PSNR, Picture, assert_same, psnr
 
-SEED = 3
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
+SEEDS = (3, 4)
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 PICTURE = Image.fromarray(PIXELS).resize((64, 64), Image.Resampling.BICUBIC)
 MASK = Image.fromarray((np.indices((64, 64)).sum(axis=0) < 70).astype(np.uint8) * 255)
@@ -39,6 +41,22 @@ class Case:
 
 CASES = {
     "sd": Case(model="sd"),
+    "sd2": Case(model="sd2"),
+    "sd2, no guidance": Case(model="sd2", settings={"guidance_scale": 1.0}),
+    "AutoencoderTiny": Case(model="sd_taesd"),
+    "AutoencoderTiny, from a picture": Case(
+        model="sd_taesd",
+        settings={"image": PICTURE, "strength": 0.6},
+        pipeline=diffusers.StableDiffusionImg2ImgPipeline,
+    ),
+    "inpainting": Case(model="sd_inpaint", settings={"image": PICTURE, "mask": MASK}),
+    "inpainting, less strength": Case(model="sd_inpaint", settings={"image": PICTURE, "mask": MASK, "strength": 0.6}),
+    "inpainting, no guidance": Case(
+        model="sd_inpaint", settings={"image": PICTURE, "mask": MASK, "guidance_scale": 1.0}
+    ),
+    "pix2pix": Case(model="sd_pix2pix", settings={"image": PICTURE, "image_guidance_scale": 1.2}),
+    "pix2pix, no guidance": Case(model="sd_pix2pix", settings={"image": PICTURE, "image_guidance_scale": 0.5}),
+    "lcm": Case(model="lcm", settings={"num_inference_steps": 4, "guidance_scale": 8.5}, negative_prompt=None),
     "sdxl": Case(model="sdxl"),
     "sdxl, no negative prompt": Case(model="sdxl", negative_prompt=None),
     "sdxl, no guidance": Case(model="sdxl", settings={"guidance_scale": 1.0}),
@@ -58,33 +76,60 @@ CASES = {
 
 def draw_both(
     case: Case, checkpoints: Callable[[str], Path], bundles: Callable[[str], Path], *, prompt: str = "a red apple"
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(height, width, 3) by ours, of `prompt`, and by diffusers, always of a red apple."""
+) -> list[tuple[Picture, Picture]]:
+    """Two pictures, (height, width, 3): by ours, of `prompt`, and by diffusers, always of a red apple.
+
+    diffusers draws them one by one: of a batch it encodes a picture to start from once, with the first generator.
+    """
     settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 5.0} | case.settings
     with Pipeline.load(bundles(case.model)) as pipeline:
-        (ours,) = pipeline(prompt, case.negative_prompt or "", seed=SEED, noise="torch-cpu", **settings)
+        ours = pipeline(
+            prompt, case.negative_prompt or "", seed=SEEDS[0], num_images=len(SEEDS), noise="torch-cpu", **settings
+        )
     theirs = load_pipeline(checkpoints(case.model))
     if case.pipeline is not None:
         theirs = case.pipeline(**theirs.components)
     theirs.set_progress_bar_config(disable=True)
-    theirs_settings = {THEIR_NAMES.get(name, name): value for name, value in settings.items()}
-    with quiet():
-        (reference,) = theirs(
-            "a red apple",
-            negative_prompt=case.negative_prompt,
-            generator=torch.Generator("cpu").manual_seed(SEED),
-            **theirs_settings,
-        ).images
-    return np.asarray(ours.image), np.asarray(reference)
+    told = {THEIR_NAMES.get(name, name): value for name, value in settings.items()}
+    if case.negative_prompt is not None:
+        told["negative_prompt"] = case.negative_prompt
+    pairs = []
+    for picture, seed in zip(ours, SEEDS, strict=True):
+        with quiet():
+            (reference,) = theirs("a red apple", generator=torch.Generator("cpu").manual_seed(seed), **told).images
+        pairs.append((np.asarray(picture.image), np.asarray(reference)))
+    return pairs
 
 
-@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_picture_is_that_of_diffusers(case: Case, checkpoints: Any, bundles: Any) -> None:
-    assert_same(*draw_both(case, checkpoints, bundles))
+    for pair in draw_both(case, checkpoints, bundles):
+        assert_same(*pair)
 
 
-@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
-@pytest.mark.parametrize("name", ["sdxl", "refiner"])
+@pytest.mark.parametrize("name", ["sdxl", "refiner", "inpainting", "pix2pix", "lcm"])
 def test_the_comparison_can_fail(name: str, checkpoints: Any, bundles: Any) -> None:
-    assert psnr(*draw_both(CASES[name], checkpoints, bundles, prompt="a red apply")) < MIN_PSNR
+    for pair in draw_both(CASES[name], checkpoints, bundles, prompt="a blue car at night"):
+        assert psnr(*pair) < MIN_PSNR
+
+
+@pytest.mark.parametrize(
+    ("family", "pipeline", "names"),
+    [
+        ("lcm", diffusers.LatentConsistencyModelPipeline, ["num_inference_steps", "guidance_scale"]),
+        ("sd", diffusers.StableDiffusionImg2ImgPipeline, ["guidance_scale", "strength"]),
+        ("sd_inpaint", diffusers.StableDiffusionInpaintPipeline, ["guidance_scale", "strength"]),
+        (
+            "sd_pix2pix",
+            diffusers.StableDiffusionInstructPix2PixPipeline,
+            ["guidance_scale", "image_guidance_scale"],
+        ),
+        ("sdxl", diffusers.StableDiffusionXLImg2ImgPipeline, ["guidance_scale", "strength"]),
+        ("sdxl_inpaint", diffusers.StableDiffusionXLInpaintPipeline, ["guidance_scale", "strength"]),
+        ("sdxl_refiner", diffusers.StableDiffusionXLImg2ImgPipeline, ["guidance_scale", "strength"]),
+    ],
+)
+def test_defaults_are_those_of_diffusers(family: str, pipeline: Any, names: list[str]) -> None:
+    arguments = inspect.signature(pipeline.__call__).parameters
+    for name in names:
+        assert getattr(FAMILIES[family].defaults, name) == arguments[name].default
