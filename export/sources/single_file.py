@@ -30,6 +30,7 @@ LEFTOVERS = re.compile(
     r"|denoiser\.sigmas$|first_stage_model\.(loss|model_ema)\.|.*\.(logit_scale|attn_mask|position_ids)$"
     r"|.*\.transformer\.text_projection\."
 )
+LAST_NORMS = re.compile(rf"{re.escape(UNET)}output_blocks\.(\d+)\.1\.transformer_blocks\.0\.norm1\.bias")
 V_PREDICTION_BIAS = 0.09  # ComfyUI's bound, see `_prediction_type`
 
 
@@ -78,12 +79,14 @@ def open_single_file(path: Path) -> Source:
         folder: FilePart(path, tower.prefix, tower.convert, partial(text.config, hidden_act=tower.hidden_act))
         for folder, tower in kind.towers.items()
     }
+    prediction_type = _prediction_type(path, tensors, kind)
+    describe = partial(unet.config, head_dim=kind.head_dim, sample_size=kind.sample_sizes[prediction_type])
     parts: dict[str, Part] = {
         **towers,
-        "unet": FilePart(path, UNET, unet.convert, partial(unet.config, head_dim=kind.head_dim)),
+        "unet": FilePart(path, UNET, unet.convert, describe),
         "vae": vae_part(path, VAE, kind.scaling_factor),
     }
-    scheduler = kind.scheduler | {"prediction_type": _prediction_type(path, tensors, kind, parts["unet"])}
+    scheduler = kind.scheduler | {"prediction_type": prediction_type}
     if "ztsnr" in tensors:
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     settings = {"scheduler/scheduler_config.json": json.dumps(scheduler, indent=2).encode()}
@@ -115,17 +118,16 @@ def _recognise(path: Path, tensors: Mapping[str, StoredTensor]) -> Kind:
     )
 
 
-def _prediction_type(path: Path, tensors: Mapping[str, StoredTensor], kind: Kind, denoiser: Part) -> str:
+def _prediction_type(path: Path, tensors: Mapping[str, StoredTensor], kind: Kind) -> str:
     """What the key `v_pred` says, or else the metadata of the modelspec, or else for SD 2.x what ComfyUI goes by.
 
     That is how far the biases of the first norm in the last transformer spread: further in the models of 768 x 768,
     which predict v. Those of 512 x 512 and the inpainting ones predict noise.
     """
     said = "v" if "v_pred" in tensors else read_metadata(path).get("modelspec.prediction_type", "")
-    if not said and kind.guess_prediction and denoiser.config["in_channels"] == 4:
-        last = max(key for key in denoiser.weights if re.match(r"up_blocks\..*\.attn1\.", key))
-        bias = denoiser.weights[f"{last.partition('.attn1.')[0]}.norm1.bias"]
-        said = "v" if bias.read().float().std() > V_PREDICTION_BIAS else ""
+    if not said and kind.guess_prediction and tensors[f"{UNET}input_blocks.0.0.weight"].shape[1] == 4:
+        biases = {int(match[1]): tensors[key] for key in tensors if (match := LAST_NORMS.fullmatch(key))}
+        said = "v" if biases[max(biases)].read().float().std() > V_PREDICTION_BIAS else ""
     return "v_prediction" if said.startswith("v") else "epsilon"
 
 

@@ -16,10 +16,13 @@ from torch import nn
 from edgediffusion.engines.errors import ExportError
 from edgediffusion.export.families import FAMILIES
 from edgediffusion.export.sources import Source, open_source, select
+from edgediffusion.export.sources.original import unet
 from edgediffusion.export.to_onnx import quiet
+from edgediffusion.export.weights import StoredTensor
 from edgediffusion.runtime.tokenizer import ClipTokenizer
 
 from .originals import ORIGINALS, models, state, write
+from .originals import unet as original_unet
 
 FAMILY = {"sd1": "sd", "sd1_inpaint": "sd_inpaint", "sd1_pix2pix": "sd_pix2pix", "sd2": "sd"}
 Made = tuple[Path, dict[str, nn.Module]]
@@ -58,7 +61,12 @@ def test_shapes_tell_the_config(made: dict[str, Made], name: str) -> None:
     for folder, part in open_source(path).parts.items():
         model: Any = found[folder]
         known = model.config if folder in ("unet", "vae") else model.config.to_dict()
-        unsaid = {"_class_name", "architectures", "pad_token_id"}  # the models here have none, or another
+        unsaid = {
+            "_class_name",
+            "architectures",
+            "pad_token_id",
+            "sample_size",
+        }  # the models here have none, or another
         derived = {key: value for key, value in part.config.items() if key not in unsaid}
         assert json.dumps(derived) == json.dumps({key: known[key] for key in derived})
 
@@ -87,6 +95,53 @@ def test_diffusers_reads_the_same(made: dict[str, Made], name: str, tmp_path: Pa
         wanted = state(model)
         assert part.weights.keys() == wanted.keys()
         assert all(torch.equal(weight.read(), wanted[key]) for key, weight in part.weights.items())
+
+
+SD15 = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "layers_per_block": 2,
+}
+SD21 = SD15 | {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True}
+BASE = {
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "cross_attention_dim": 2048,
+    "attention_head_dim": [5, 10, 20],
+    "layers_per_block": 2,
+    "transformer_layers_per_block": [1, 2, 10],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+REFINER = BASE | {
+    "block_out_channels": [384, 768, 1536, 1536],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "cross_attention_dim": 1280,
+    "attention_head_dim": [6, 12, 24, 24],
+    "transformer_layers_per_block": 4,
+    "projection_class_embeddings_input_dim": 2560,
+}
+
+
+@pytest.mark.parametrize(
+    ("published", "head_dim", "keys"), [(SD15, None, 686), (SD21, 64, 686), (BASE, 64, 1680), (REFINER, 64, 1220)]
+)
+def test_published_unets(published: dict[str, Any], head_dim: int | None, keys: int) -> None:
+    """The configs of the hub's repositories, from shapes alone; as many keys as the published files have."""
+    kind: Any = UNet2DConditionModel
+    with torch.device("meta"):
+        found = original_unet(state(kind(**published)), published)
+    stored = {key: StoredTensor(Path("x"), "F16", tuple(t.shape), 0, 0) for key, t in found.items()}
+    derived = unet.config(unet.convert(stored), head_dim, 64)
+    assert {key: derived[key] for key in published} == published
+    assert len(stored) == keys
 
 
 def test_settings_that_the_file_does_not_hold(made: dict[str, Made], tmp_path: Path) -> None:
@@ -140,6 +195,8 @@ def test_what_the_unet_predicts(
 ) -> None:
     source = open_source(edited(made[name][0], changes, metadata))
     assert scheduler(source)["prediction_type"] == wanted
+    size = source.parts["unet"].config["sample_size"]
+    assert size == {"sd1": 64, "sd2": 96 if wanted == "v_prediction" else 64, "sdxl": 128}[name]
 
 
 def test_zero_terminal_snr(made: dict[str, Made]) -> None:

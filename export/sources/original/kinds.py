@@ -38,12 +38,14 @@ class Kind:
 
     `towers` are its text encoders by folder: the keys of all of them are there, and of no other kind. `pipelines` are
     diffusers' classes by the number of channels that the UNet reads. `head_dim` and `scaling_factor` are those of
-    `unet.config` and `vae.config`. `guess_prediction`: the file may not say whether the UNet predicts noise or v.
+    `unet.config` and `vae.config`, and so are the `sample_sizes`, by what the UNet predicts. `guess_prediction`: the
+    file may not say whether that is noise or v.
     """
 
     towers: Mapping[str, Tower]
     pipelines: Mapping[int, str]
     head_dim: int | None
+    sample_sizes: Mapping[str, int]
     scaling_factor: float
     scheduler: Config
     index: Mapping[str, Any]
@@ -70,6 +72,7 @@ KINDS = {
         towers={"text_encoder": _clip("cond_stage_model.transformer.")},
         pipelines=_SD,
         head_dim=None,
+        sample_sizes={"epsilon": 64, "v_prediction": 64},
         scaling_factor=0.18215,
         scheduler=_PNDM,
         index=_OPTIONAL,
@@ -78,6 +81,7 @@ KINDS = {
         towers={"text_encoder": Tower("cond_stage_model.model.", text.convert_penultimate, "gelu", "!")},
         pipelines=_SD,
         head_dim=64,
+        sample_sizes={"epsilon": 64, "v_prediction": 96},
         scaling_factor=0.18215,
         scheduler=_DDIM,
         index=_OPTIONAL,
@@ -90,6 +94,7 @@ KINDS = {
         },
         pipelines={4: "StableDiffusionXLPipeline", 9: "StableDiffusionXLInpaintPipeline"},
         head_dim=64,
+        sample_sizes={"epsilon": 128, "v_prediction": 128},
         scaling_factor=0.13025,
         scheduler=_EULER,
         index=_OPTIONAL | {"force_zeros_for_empty_prompt": True},
@@ -98,6 +103,7 @@ KINDS = {
         towers={"text_encoder_2": _open_clip("conditioner.embedders.0.model.")},
         pipelines={4: "StableDiffusionXLImg2ImgPipeline"},
         head_dim=64,
+        sample_sizes={"epsilon": 128, "v_prediction": 128},
         scaling_factor=0.13025,
         scheduler=_EULER,
         index=_OPTIONAL

@@ -60,10 +60,11 @@ def original_keys(weights: Collection[str]) -> dict[str, str]:
     return {key: _rename(key, modules, inner) for key in weights}
 
 
-def config(weights: Mapping[str, Weight], head_dim: int | None) -> Config:
+def config(weights: Mapping[str, Weight], head_dim: int | None, sample_size: int) -> Config:
     """The config of a UNet2DConditionModel with these weights, under diffusers' names.
 
-    `head_dim` is the width of an attention head, None for 8 heads whatever their width: the shapes don't tell.
+    The shapes don't tell `head_dim`, the width of an attention head, None for 8 heads whatever their width, and
+    `sample_size`, the height and width of latents that it was trained on.
     """
     blocks = range(count(weights, "down_blocks."))
     widths = [weights[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in blocks]
@@ -73,6 +74,7 @@ def config(weights: Mapping[str, Weight], head_dim: int | None) -> Config:
     projections = (w for key, w in weights.items() if key.endswith("attentions.0.proj_in.weight"))
     return {
         "_class_name": "UNet2DConditionModel",
+        "sample_size": sample_size,
         "in_channels": weights["conv_in.weight"].shape[1],
         "out_channels": weights["conv_out.weight"].shape[0],
         "layers_per_block": count(weights, "down_blocks.0.resnets."),
