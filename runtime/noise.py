@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from .arrays import F32
+from .arrays import F32, F64
+from .noise_brownian import TorchSdeNoise
 from .noise_torch import TorchCpuNoise, TorchCudaNoise
 
 
@@ -36,3 +37,7 @@ NOISES: dict[str, Callable[[int, int], NoiseSource]] = {
     "torch-cpu": TorchCpuNoise,
     "torch-cuda": TorchCudaNoise,
 }
+
+# Of those whose generator has a Brownian motion of its own, maker(seed, num_images, sigmas, first_call): for a sampler
+# that follows one. Independent noise makes one too, but another.
+BROWNIAN: dict[str, Callable[[int, int, F64, int], NoiseSource]] = {"torch-cpu": TorchSdeNoise}

@@ -18,10 +18,10 @@ from .denoiser import Denoiser
 from .images import GeneratedImage
 from .loop import Step, denoise
 from .metadata import Parameters
-from .noise import NOISES
+from .noise import BROWNIAN, NOISES, NoiseSource
 from .pipelines import Task, choose
 from .pipelines.handover import call_at
-from .schedulers import Scheduler, make_scheduler, short_name
+from .schedulers import Scheduler, find_sampler, make_scheduler, short_name
 from .schedulers.levels import with_mu
 from .settings import Settings
 
@@ -92,8 +92,10 @@ class Run:
         """
         unet = self.pipeline.unet(controlled=bool(self.control_images))
         guidance = self.task.guidance(self)
-        noise = NOISES[self.noise](self.seed, self.num_images)
+        noise: NoiseSource = NOISES[self.noise](self.seed, self.num_images)
         start = self.task.begin(self, noise)
+        if find_sampler(self.scheduler).brownian and self.noise in BROWNIAN:
+            noise = BROWNIAN[self.noise](self.seed, self.num_images, self.tables.sigmas, self.first_call)
         constants = condition(self, unet.spec, guidance)
         channels = None if start.channels is None else guidance.channels(start.channels)
         controlnets = bind_controlnets(self, guidance, constants) if self.control_images else []

@@ -58,6 +58,7 @@ class Sampler:
     diffusers: str | None = None
     calls_per_step: int = 1
     draws_noise: bool = False
+    brownian: bool = False
 
     @property
     def sigmas(self) -> tuple[str, ...]:
@@ -132,6 +133,7 @@ SAMPLERS = (
         paper=DPM,
         calls_per_step=2,
         draws_noise=True,
+        brownian=True,
     ),
     Sampler(
         name="dpmpp_2s", diffusers="DPMSolverSinglestepScheduler", make=dpmpp_2s, reader=singlestep_config, paper=DPM

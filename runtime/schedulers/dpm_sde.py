@@ -2,7 +2,7 @@
 
 Noise is the increment of one Brownian motion over sigma: the step from s to t past a middle m has to use the sum of the
 increments from s to m and from m to t. A step is two calls; the noise of the first is remembered for the second, so
-that independent normal noise at each call makes that motion, without a tree of intervals and its seed.
+that independent normal noise at each call makes that motion. `noise_brownian.py` has torchsde's.
 """
 
 from __future__ import annotations

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from edgediffusion.runtime.noise_brownian import TorchSdeNoise
 from edgediffusion.runtime.noise_torch import CpuStream, TorchCpuNoise
 
 SEEDS = (0, 1, 5, 2**31, 2**32 - 1, 2**32, 2**40 + 7, 2**63 + 5, 2**64 - 1)
@@ -46,3 +50,19 @@ def test_pictures_are_the_tensors_of_a_list_of_generators() -> None:
     for shape in ((4, 8, 8), (4, 5, 3)):
         theirs = randn_tensor((3, *shape), generator=generators, dtype=torch.float32).numpy()
         np.testing.assert_allclose(noise.normal(shape), theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # the highest level, rounded to float32
+def test_the_brownian_tree_is_that_of_torchsde() -> None:
+    pytest.importorskip("torchsde")
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    levels = np.array([14.614642, 6.5, 2.0, 1.9999, 0.3, 0.0291675])
+    least, most = (float(np.float32(level)) for level in (levels[-1], levels[0]))
+    theirs: Any = BrownianTreeNoiseSampler(torch.zeros(2, 4, 5, 3), least, most, [7, 8])
+    ours = TorchSdeNoise(7, 2, levels, 0)
+    for high, low in itertools.pairwise(torch.from_numpy(levels.astype(np.float32))):
+        # Theirs is the sum of increments in float32, divided by a root as small as 0.01.
+        np.testing.assert_allclose(ours.normal((4, 5, 3)), theirs(high, low).numpy(), rtol=0, atol=1e-4)
+    later = TorchSdeNoise(8, 1, levels, 4).normal((4, 5, 3))
+    np.testing.assert_allclose(later[0], theirs(*levels[4:6])[1].numpy(), rtol=0, atol=1e-4)

@@ -10,6 +10,7 @@ import pytest
 
 from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.noise import NOISES
+from edgediffusion.runtime.noise_brownian import BrownianTree
 from edgediffusion.runtime.noise_torch import TorchCpuNoise, TorchCudaNoise, philox
 
 # What torch drew on a GPU: written there by bench/scripts/record_cuda_noise.py.
@@ -174,3 +175,16 @@ def test_cuda_normals_are_those_of_a_gpu_draw_after_draw(recorded: dict[str, Any
             # cuRAND takes the GPU's fast sine and cosine, which are off by up to 2^-21, times a radius of up to 6.7:
             # 2.5e-6 is the largest difference that was seen over 5.8 million values.
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-6, err_msg=f"{record['seed']}, {draw['shape']}")
+
+
+def test_a_brownian_motion_is_one_whatever_was_asked() -> None:
+    tree = BrownianTree(3, 0.03, 14.6, (2, 3))
+    values = [tree(time) for time in (0.03, 1.0, 7.25, 14.6)]
+    np.testing.assert_array_equal(values[0], np.zeros((2, 3)))
+    for time, value in zip((0.03, 1.0, 7.25, 14.6), values, strict=True):
+        np.testing.assert_array_equal(BrownianTree(3, 0.03, 14.6, (2, 3))(time), value)
+    many = BrownianTree(5, 0.0, 4.0, (20_000,))
+    for low, high in ((0.0, 1.0), (1.0, 1.5), (3.999, 4.0)):
+        # Five standard errors of the variance of 20 000 values.
+        variance = float(np.var(many(high) - many(low))) / (high - low)
+        assert abs(variance - 1) < 5 * np.sqrt(2 / 20_000)
