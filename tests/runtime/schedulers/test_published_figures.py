@@ -1,8 +1,8 @@
 """What diffusers' own tests say of their samplers: the sum and the mean of |latents| after a full run of a toy network.
 
 The figures are those of tests/schedulers/test_scheduler_*.py in github.com/huggingface/diffusers at commit 58eb52c, on
-a CPU; each names its file and test. Left out are those of DPMSolverSDEScheduler, which are of torchsde's Brownian tree,
-of IPNDMScheduler, whose test runs on with the history of the run before, and of classes that we have no sampler for.
+a CPU; each names its file and test. Left out are those of IPNDMScheduler, whose test runs on with the history of the
+run before, and those of classes that we have no sampler for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from edgediffusion.runtime.arrays import F32
+from edgediffusion.runtime.noise import NoiseSource
+from edgediffusion.runtime.noise_brownian import TorchSdeNoise
 from edgediffusion.runtime.noise_torch import TorchCpuNoise
 from edgediffusion.runtime.schedulers import SCHEDULERS, Scheduler
 
@@ -169,6 +171,17 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             start=16,
         ),
     ),
+    "DPMSolverSDEScheduler": (
+        Figure(source="dpm_sde::no_noise", config=LONG, sum=162.52383422851562, mean=0.211619570851326),
+        Figure(source="dpm_sde::with_v_prediction", config=LONG | V, sum=119.8487548828125, mean=0.1560530662536621),
+        Figure(
+            source="dpm_sde::device_karras_sigmas",
+            config=LONG | KARRAS,
+            sum=170.3135223388672,
+            mean=0.23003872730981811,
+            mean_tolerance=1e-2,
+        ),
+    ),
     "DPMSolverMultistepScheduler": (
         Figure(source="dpm_multi::no_noise", config=ENDING, mean=0.3301),
         Figure(source="dpm_multi::with_noise", config=ENDING, sum=318.4111, mean=0.4146, start=5),
@@ -264,7 +277,9 @@ def shown(name: str, scheduler: Scheduler, latents: F32, i: int) -> tuple[F32, F
 )
 def test_figure(name: str, figure: Figure) -> None:
     scheduler = SCHEDULERS[name](figure.config, figure.steps)
-    noise = TorchCpuNoise(0)
+    noise: NoiseSource = TorchCpuNoise(0)
+    if name == "DPMSolverSDEScheduler":
+        noise = TorchSdeNoise(0, 1, scheduler.sigmas, 0)
     latents = ramp(figure.shape)
     # The solvers' tests do not scale the samples; but for that of EDM it would be by 1.
     if name != "EDMDPMSolverMultistepScheduler":
