@@ -15,10 +15,20 @@ Every message is one line: which, got, wanted, what to do. The command line prin
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class EdgeDiffusionError(Exception):
-    """Base of every error that edgediffusion raises on purpose."""
+    """Base of every error that edgediffusion raises on purpose. It can be pickled, whatever its constructor takes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, vars(self))
+
+
+def _restore(kind: type[EdgeDiffusionError], arguments: tuple[object, ...], state: dict[str, Any]) -> object:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(EdgeDiffusionError, ValueError):

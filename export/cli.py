@@ -19,15 +19,19 @@ from .options import DTYPES, WEIGHTS, Options
 def export(arguments: Sequence[str]) -> int:
     """`edgediffusion export`: a line per stage goes to stderr, the new folder to stdout."""
     flags: dict[str, Any] = vars(_parser().parse_args(arguments))
-    source, out = flags.pop("source"), flags.pop("out")
+    source, out, back = (flags.pop(name) for name in ("source", "out", "to_diffusers"))
     lists = {name: tuple(value) for name, value in flags.items() if isinstance(value, list)}
     options = Options(**flags | lists)
     _report("loading torch")
     try:
+        from .to_diffusers import to_diffusers
         from .write_bundle import export_bundle
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"export needs {error.name}", "pip install 'edgediffusion[export]'") from error
-    export_bundle(source, out, options, report=_report)
+    if back:
+        to_diffusers(Path(source), out)
+    else:
+        export_bundle(source, out, options, report=_report)
     sys.stdout.write(f"{out}\n")
     return 0
 
@@ -69,6 +73,7 @@ def _parser() -> Parser:
     add("--revision", metavar="REV", help="a branch, tag or commit of the hub's repository")
     add("--license", metavar="TEXT", help="of the weights (what the checkpoint's model card says)")
     add("--resume", action="store_true", help="keep what an interrupted export to OUT has finished")
+    add("--to-diffusers", action="store_true", help="the other way: SOURCE is a bundle, OUT a checkpoint for diffusers")
     return parser
 
 

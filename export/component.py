@@ -16,9 +16,11 @@ from edgediffusion.engines.errors import BundleError, ExportError
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.families import Component
+from edgediffusion.runtime.golden import GOLDEN
 from edgediffusion.runtime.manifest import GraphRecord, Parity
 
 from .families import Network, Sample, Seen
+from .golden import write_golden
 from .options import Options
 from .passes import store_weights
 from .precision import Case, Halved, halve
@@ -96,6 +98,7 @@ def _write_graph(
     opset: int,
 ) -> Exported:
     outputs = references(module, spec, samples)
+    write_golden(target.parent / GOLDEN / f"{target.name}.safetensors", module, spec, samples)
     graph = store_weights(to_onnx(module, spec, samples[0], opset), placed)
     module.to("meta")  # ONNX Runtime now reads the same weights
     halved = None

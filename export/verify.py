@@ -11,6 +11,7 @@ from torch import nn
 from edgediffusion.engines.base import Engine
 from edgediffusion.engines.errors import ExportError
 from edgediffusion.engines.spec import Array, GraphSpec
+from edgediffusion.runtime.golden import relative_errors
 from edgediffusion.runtime.manifest import Parity
 
 from .families.base import Sample
@@ -57,10 +58,4 @@ def measure(engine: Engine, samples: Sequence[Sample], wanted: Sequence[dict[str
 
 def relative_error(got: dict[str, Array], want: dict[str, Array]) -> float:
     """max |got - want| / max |want| of the worst output, in float64; infinite where either holds NaN."""
-    errors = []
-    for name, wanted in want.items():
-        scale = np.abs(wanted, dtype=np.float64).max()
-        error = np.abs(np.subtract(got[name], wanted, dtype=np.float64)).max()
-        error = error if scale == 0 else error / scale
-        errors.append(float("inf") if np.isnan(error) else float(error))
-    return max(errors)
+    return max(relative_errors(got, want).values())

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from edgediffusion.engines.errors import ExportError, UsageError
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
-from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
+from edgediffusion.runtime.manifest import MANIFEST, Manifest
 
-from .component import Exported, export_component
 from .families import FAMILIES
 from .options import Options
-from .sources import MODEL_INDEX, Source, gather
+from .process import in_child
+from .sources import MODEL_INDEX, Part, Source, gather
+from .stage import TOOLS, Note, Stage, digest, file_record
+from .staging import BUNDLE, staging
 from .tokenizer import write_tokenizer
 
 COPIED = ("scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json", "README.md", "LICENSE")
-TOOLS = ("edgediffusion", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # components that diffusers can do without
+GRAPHS = 32 << 20  # bytes; the graphs of a whole SDXL, tokenizers and golden outputs take less
 
 
 def export_bundle(
@@ -41,71 +42,85 @@ def export_bundle(
     """
     checkpoint = gather(source, options)
     family = checkpoint.family
-    with _new_folder(out.resolve()) as bundle:
-        exported, digests = _export_components(checkpoint, options, bundle, report)
+    parts = _parts(checkpoint)
+    with staging(out.resolve(), keep=options.resume) as folder:
+        _check_disk(out, folder, parts.values(), options)
+        notes, digests = _export_components(family, parts, options, folder, report)
         report("tokenizer, scheduler and manifest")
+        bundle = folder / BUNDLE
         _copy_settings(checkpoint, bundle)
         manifest = Manifest(
-            family=family,
+            family=checkpoint.family,
             source=checkpoint.name,
             source_sha256=digests,
             opset=options.opset,
             license=checkpoint.license() if options.license is None else options.license,
             versions={tool: importlib.metadata.version(tool) for tool in TOOLS},
-            graphs={name: part.record for name, part in exported.items()},
-            files={path.relative_to(bundle).as_posix(): _file_record(path) for path in _files(bundle)},
+            graphs={name: note.record for name, note in notes.items()},
+            files={path.relative_to(bundle).as_posix(): file_record(path) for path in _files(bundle)},
         )
         (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder whose content is moved to `out` at the end, and is gone when anything goes wrong before.
+def _parts(source: Source) -> dict[str, Part]:
+    """The components to export, in the family's order."""
+    components = {component.folder: component for component in RUNTIME_FAMILIES[source.family].components}
+    parts = {}
+    for name, network in FAMILIES[source.family].items():
+        part = source.component(network.folders)
+        if part is not None:
+            parts[name] = part
+        elif not components[name].optional:
+            wanted = " or ".join(f"{name}/config.json" for name in network.folders)
+            raise ExportError(f"{source.name}: {wanted} is missing")
+    return parts
 
-    An empty `out` is filled, with the manifest last, since it may be a mount point that nothing can take the place of.
-    """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out}: already exists; name a new folder, or remove it first")
-    place = out if out.exists() else out.parent
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=place) as temporary:
-            folder = Path(temporary) / out.name
-            folder.mkdir()
-            yield folder
-            if place == out:
-                for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
-                    path.rename(out / path.name)
-            else:
-                folder.rename(out)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error})") from error
+
+def _check_disk(out: Path, folder: Path, parts: Iterable[Part], options: Options) -> None:
+    weights = [w for part in {id(part): part for part in parts}.values() for w in part.weights.values()]
+    half = options.dtype_of("") != "float32"
+    need = sum(math.prod(w.shape) * (2 if half or w.dtype != "F32" else 4) for w in weights) + GRAPHS
+    free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in _files(folder))
+    if need > free:
+        raise UsageError(
+            f"{out}: the bundle takes about {need >> 20} MiB, {free >> 20} MiB are free there; "
+            "free some, or name a folder on another disk"
+        )
 
 
 def _export_components(
-    source: Source, options: Options, bundle: Path, report: Callable[[str], None]
-) -> tuple[dict[str, Exported], dict[str, str]]:
-    components = {component.folder: component for component in RUNTIME_FAMILIES[source.family].components}
-    exported: dict[str, Exported] = {}
+    family: str, parts: Mapping[str, Part], options: Options, folder: Path, report: Callable[[str], None]
+) -> tuple[dict[str, Note], dict[str, str]]:
+    notes: dict[str, Note] = {}
     digests: dict[str, str] = {}
-    for name, network in FAMILIES[source.family].items():
-        part = source.component(network.folders)
-        if part is None and components[name].optional:
-            continue
-        if part is None:
-            wanted = " or ".join(f"{name}/config.json" for name in network.folders)
-            raise ExportError(f"{source.name}: {wanted} is missing")
-        report(f"{name}: exporting")
-        seen = {name: part.outputs for name, part in exported.items()}
-        exported[name] = export_component(part, components[name], network, seen, bundle, options)
-        for path in part.files:
-            file = f"{path.parent.name}/{path.name}"
-            digests[file] = digests.get(file) or _digest(path)  # components may share a file
-        parity = exported[name].record.parity
+    for name, part in parts.items():
+        sources = {f"{path.parent.name}/{path.name}": path for path in part.files}
+        digests |= {key: digest(path) for key, path in sources.items() if key not in digests}
+        stage = Stage(
+            family=family,
+            name=name,
+            part=part,
+            options=options,
+            source_sha256={key: digests[key] for key in sources},
+            folder=folder,
+        )
+        notes[name] = stage.finished() or _run(stage, report)
+        parity = notes[name].record.parity
         report(f"{name}: agrees with torch to {parity.error:.1e} (tolerance {parity.tolerance:.0e}; {parity.worst})")
-        if remark := exported[name].remark:
+        if remark := notes[name].remark:
             report(remark)
-    return exported, digests
+    return notes, digests
+
+
+def _run(stage: Stage, report: Callable[[str], None]) -> Note:
+    report(f"{stage.name}: exporting")
+    peak = in_child(stage.name, stage.run)
+    if peak is not None:
+        report(f"{stage.name}: took at most {peak / 2**20:.0f} MiB of memory")
+    note = stage.finished()
+    assert note is not None
+    return note
 
 
 def _copy_settings(source: Source, bundle: Path) -> None:
@@ -114,6 +129,7 @@ def _copy_settings(source: Source, bundle: Path) -> None:
             (bundle / name).parent.mkdir(exist_ok=True)
             (bundle / name).write_bytes(source.settings[name])
     for tokenizer in RUNTIME_FAMILIES[source.family].tokenizers:
+        shutil.rmtree(bundle / tokenizer, ignore_errors=True)  # of an export that is resumed
         write_tokenizer(source.folder(tokenizer), bundle / tokenizer)
     left_out = (key for key in source.index if key in OPTIONAL and not (bundle / key).is_dir())
     index = source.index | {key: [None, None] for key in left_out}
@@ -122,15 +138,3 @@ def _copy_settings(source: Source, bundle: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _file_record(path: Path) -> FileRecord:
-    return FileRecord(bytes=path.stat().st_size, sha256=_digest(path))
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -218,6 +218,29 @@ def inspect(arguments: Sequence[str]) -> int:
     return 0
 
 
+def verify(arguments: Sequence[str]) -> int:
+    """Compare the graphs of a bundle, as they run here, with torch's outputs that it carries."""
+    parser = Parser("verify", verify.__doc__ or "")
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="its folder")
+    add("--backend", default="ort", metavar="NAME", help="default: %(default)s")
+    add("--device", default="auto", metavar="NAME", help="default: %(default)s")
+    add("--json", action="store_true", help="as JSON")
+    options = parser.parse_args(arguments)
+
+    from .bundle import Bundle
+    from .golden import verify as checks_of
+    from .tables import show_checks
+
+    with Bundle.open(options.bundle, backend=options.backend, device=options.device) as bundle:
+        checks = list(checks_of(bundle))
+    if options.json:
+        _print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+    else:
+        show_checks(checks)
+    return 0 if all(check.passed for check in checks) else 1
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """Say which backends and devices work on this machine, and what mends the others."""
     parser = Parser("doctor", doctor.__doc__ or "")
@@ -259,6 +282,7 @@ COMMANDS: dict[str, Command] = {
     "generate": generate,
     "schedulers": schedulers,
     "inspect": inspect,
+    "verify": verify,
     "doctor": doctor,
 }
 

@@ -109,7 +109,7 @@ class Manifest:
             return cls(
                 **record
                 | {
-                    "graphs": {name: _graph(graph) for name, graph in record["graphs"].items()},
+                    "graphs": {name: parse_graph(graph) for name, graph in record["graphs"].items()},
                     "files": {name: FileRecord(**file) for name, file in record["files"].items()},
                 }
             )
@@ -123,7 +123,8 @@ def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"graphs": {name: graph | dtypes for name, graph in record["graphs"].items()}}
 
 
-def _graph(record: dict[str, Any]) -> GraphRecord:
+def parse_graph(record: dict[str, Any]) -> GraphRecord:
+    """What `dataclasses.asdict` and JSON made of a record; KeyError or TypeError where it is none."""
     variants = {name: Variant(**_parse(variant)) for name, variant in record.get("variants", {}).items()}
     return GraphRecord(**_parse(record) | {"islands": tuple(record.get("islands", ())), "variants": variants})
 

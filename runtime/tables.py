@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgediffusion.engines.spec import TensorSpec
 
     from .doctor import Machine
+    from .golden import Check
     from .manifest import Manifest
     from .metadata import Parameters
     from .schedulers import Sampler
@@ -60,6 +61,16 @@ def show_manifest(manifest: Manifest) -> None:
         for name, graph in manifest.graphs.items()
     ]
     _table(console, header, rows)
+
+
+def show_checks(checks: Iterable[Check]) -> None:
+    """A line for each graph."""
+    header = ("graph", "", "error against torch", "worst output", "sample")
+    states = {True: "agrees", False: "DISAGREES"}
+    rows = [
+        (c.component, states[c.passed], f"{c.error:.1e}, allowed {c.tolerance:.0e}", c.output, c.sample) for c in checks
+    ]
+    _table(_console(), header, rows)
 
 
 def show_machine(machine: Machine, probes: Sequence[Probe]) -> None:

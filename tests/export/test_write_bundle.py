@@ -7,20 +7,29 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx.external_data_helper import uses_external_data
 from safetensors import safe_open
 
 from edgediffusion.engines.errors import ExportError, UsageError
-from edgediffusion.export import verify, write_bundle
+from edgediffusion.export import stage, verify, write_bundle
 from edgediffusion.export.component import Exported
 from edgediffusion.export.options import Options
 from edgediffusion.export.weights import read_header
 from edgediffusion.export.write_bundle import export_bundle
 from edgediffusion.runtime.manifest import MANIFEST, Manifest
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Components are exported here, where a test can put something in the way; `bundle` was made with children."""
+    monkeypatch.setattr(write_bundle, "in_child", lambda what, function: function())
+
 
 GRAPHS = ("image_encoder", "text_encoder", "unet", "vae_decoder", "vae_encoder")
 
@@ -42,6 +51,7 @@ def test_layout(bundle: Path) -> None:
         "model_index.json",
         "scheduler/scheduler_config.json",
         *(f"tokenizer/{name}" for name in ("merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json")),
+        *(f"golden/{name}.safetensors" for name in GRAPHS),
         *(f"{name}/{file}" for name in GRAPHS for file in ("config.json", "model.onnx")),
         *(f"{name}/diffusion_pytorch_model.safetensors" for name in diffusion),
         *(f"{name}/model.safetensors" for name in ("text_encoder", "image_encoder")),
@@ -211,7 +221,7 @@ def test_a_bundle_that_misses_its_tolerance_is_not_written(
 
 
 def test_out_is_refused_before_any_work(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_bundle, "export_component", interrupt)
+    monkeypatch.setattr(stage, "export_component", interrupt)
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("precious")
@@ -232,11 +242,13 @@ def test_stages_are_reported_and_an_optional_component_may_be_missing(
 
     def done(_: object, component: Any, *rest: Any) -> Exported:
         shutil.copytree(bundle / component.folder, rest[-2] / component.folder)
+        (rest[-2] / "golden").mkdir(exist_ok=True)
+        shutil.copyfile(*(root / "golden" / f"{component.folder}.safetensors" for root in (bundle, rest[-2])))
         return Exported(graphs[component.folder], [])
 
     source = tmp_path / "source"
     shutil.copytree(checkpoint, source, ignore=shutil.ignore_patterns("image_encoder", "README.md"))
-    monkeypatch.setattr(write_bundle, "export_component", done)
+    monkeypatch.setattr(stage, "export_component", done)
     lines: list[str] = []
     (tmp_path / "out").mkdir()  # an empty folder is as good as none
     manifest = export_bundle(source, tmp_path / "out", report=lines.append)
@@ -257,3 +269,38 @@ def test_a_component_that_is_missing(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "source", ignore=shutil.ignore_patterns("text_encoder"))
     with pytest.raises(ExportError, match=r"source: text_encoder/config.json is missing"):
         export_bundle(tmp_path / "source", tmp_path / "out")
+
+
+def test_resume_keeps_what_is_whole_and_of_the_same_weights(
+    checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs, made = Manifest.read(bundle).graphs, list[str]()
+
+    def done(_: object, component: Any, network: object, seen: Any, target: Path, options: Options) -> Exported:
+        made.append(component.folder)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        assert set(seen) <= {"text_encoder", "vae_encoder", "vae_decoder", "unet"}
+        shutil.copytree(bundle / component.folder, target / component.folder)
+        (target / "golden").mkdir(exist_ok=True)
+        shutil.copyfile(*(root / "golden" / f"{component.folder}.safetensors" for root in (bundle, target)))
+        return Exported(graphs[component.folder], [{"x": np.ones(3)}])
+
+    monkeypatch.setattr(stage, "export_component", done)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(checkpoint, out, Options(resume=True))
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+    (tmp_path / ".out.partial" / "bundle" / "vae_encoder" / "model.onnx").write_bytes(b"cut short")
+    export_bundle(checkpoint, out, Options(resume=True))
+    assert made == ["text_encoder", "vae_encoder", "vae_decoder", "vae_encoder", "vae_decoder", "unet", "image_encoder"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for name, record in Manifest.read(bundle).files.items():
+        assert Manifest.read(out).files[name] == record
+
+
+def test_a_disk_that_is_too_full(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    with pytest.raises(UsageError, match=r"out: the bundle takes about 32 MiB, 1 MiB are free there; free some, or na"):
+        export_bundle(checkpoint, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,77 @@
+"""A function in a process of its own: its memory goes when it ends, and how much it took is known."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from edgediffusion.engines.errors import ExportError
+
+# What a child would spend its first seconds importing. A fork server imports it once, and never runs any of it.
+PRELOAD = ["edgediffusion.export.stage", "torch._dynamo", "torch.onnx._internal.exporter._core"]
+
+
+def in_child(what: str, function: Callable[[], object]) -> int | None:
+    """Call `function`, which is pickled, in a child process; what it raises is raised here.
+
+    Returns the peak of the child's memory in bytes, None where the system does not tell. The child goes with whatever
+    interrupts the wait for it.
+
+    Raises:
+        ExportError: the child was killed; `what` names its work.
+    """
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(PRELOAD)
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_call, args=(sender, function), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        error, peak = receiver.recv()
+    except EOFError:
+        child.join()
+        code = child.exitcode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        raise ExportError(
+            f"{what}: its process {how}, most likely for lack of memory; free some, and export again "
+            "(with --resume, what is done is kept)"
+        ) from None
+    finally:
+        child.kill()
+        child.join()
+        receiver.close()
+    if error is not None:
+        raise error
+    return int(peak) if peak is not None else None
+
+
+def _call(sender: Connection, function: Callable[[], object]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    error: BaseException | None = None
+    try:
+        function()
+    except Exception as raised:
+        error = raised
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # some libraries' exceptions cannot be
+            error = RuntimeError(repr(raised))
+    with contextlib.suppress(BrokenPipeError):
+        sender.send((error, _peak_memory()))
+
+
+def _peak_memory() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,107 @@
+"""Does a bundle compute here what torch computed where it was exported? Some of that lies in `golden/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.spec import Array
+
+from .bundle import Bundle
+
+GOLDEN = "golden"
+INPUT, OUTPUT = "input.", "output."  # before the names of the tensors
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How far one graph is from torch here: max |graph - torch| / max |torch| of its worst output."""
+
+    component: str
+    output: str
+    error: float
+    tolerance: float
+    sample: str
+
+    @property
+    def passed(self) -> bool:
+        """NaN fails."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One sample. `outputs` may be some of the graph's."""
+
+    label: str
+    feeds: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+def verify(bundle: Bundle) -> Iterator[Check]:
+    """Run each graph of `bundle`, one at a time, on its golden inputs.
+
+    Raises:
+        BundleError: there are none, or they are damaged, or see `Bundle.engine`.
+    """
+    names = [name for name in bundle.manifest.graphs if f"{GOLDEN}/{name}.safetensors" in bundle.manifest.files]
+    if missing := bundle.manifest.graphs.keys() - names:
+        raise BundleError(
+            f"{bundle.path}: no golden outputs of {', '.join(sorted(missing))}; export it again with this version"
+        )
+    for name in names:
+        golden = read_golden(bundle.path / GOLDEN / f"{name}.safetensors")
+        outputs = bundle.engine(name)(golden.feeds)
+        bundle.release(name)
+        errors = relative_errors(outputs, golden.outputs)
+        worst = max(errors, key=errors.__getitem__)
+        yield Check(
+            component=name,
+            output=worst,
+            error=errors[worst],
+            tolerance=bundle.manifest.graphs[name].parity.tolerance,
+            sample=golden.label,
+        )
+
+
+def relative_errors(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str, float]:
+    """max |got - want| / max |want| of each output in `want`, in float64; infinite where either holds NaN."""
+    errors = {}
+    for name, wanted in want.items():
+        scale = np.abs(wanted, dtype=np.float64).max()
+        error = np.abs(np.subtract(got[name], wanted, dtype=np.float64)).max()
+        error = error if scale == 0 else error / scale
+        errors[name] = float("inf") if np.isnan(error) else float(error)
+    return errors
+
+
+def read_golden(path: Path) -> Golden:
+    """Read a safetensors file of inputs and outputs.
+
+    Raises:
+        BundleError: it is none.
+    """
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8:start])
+        label = header.pop("__metadata__")["label"]
+        arrays = {}
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            raw = np.frombuffer(data[start + first : start + last], _DTYPES[entry["dtype"]])
+            arrays[name] = raw.reshape(entry["shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path}: not golden outputs ({error!r}); export the bundle again") from None
+    feeds, outputs = (
+        {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
+        for kind in (INPUT, OUTPUT)
+    )
+    return Golden(label, feeds, outputs)
