@@ -57,7 +57,6 @@ def _parser() -> Parser:
     )
     add("--weights", choices=WEIGHTS, help="store the weights in this form, computing as --dtype says")
     add("--opset", type=int, default=Options.opset, metavar="N", help="of ONNX; default: %(default)s")
-    add("--static", type=_static, metavar="BxHxW", help="graphs of one size: pictures a batch, height, width")
     add("--vae", metavar="SOURCE", help="take the VAE from there")
     add("--unet", metavar="SOURCE", help="take the UNet from there")
     add("--controlnet", dest="controlnets", **_REPEATED, metavar="SOURCE", help="add a ControlNet; repeatable")
@@ -92,13 +91,6 @@ def _dtype(text: str) -> tuple[str, str]:
     if name not in DTYPES:
         raise argparse.ArgumentTypeError(f"{name!r}, known: {', '.join(DTYPES)}")
     return component, DTYPES[name]
-
-
-def _static(text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}, wanted BATCHxHEIGHTxWIDTH, such as 1x512x512")
-    return int(match[1]), int(match[2]), int(match[3])
 
 
 def _lora(text: str) -> tuple[Path, float]:

@@ -15,7 +15,7 @@ class Options:
     """How a checkpoint becomes a bundle. Sources are whatever `sources.open_source` takes.
 
     `dtype` is what each component computes in, by folder; "" stands for all that are not named, float32 if absent.
-    `weights` stores the weights in another form than the source's. `static` fixes batch, height and width, in pixels.
+    `weights` stores the weights in another form than the source's.
     `loras` are files with their scales, `embeddings` textual inversions. `revision` is that of a hub's repository.
     `license` is that of the weights; None takes what the checkpoint says. `resume` keeps what an interrupted export
     had finished.
@@ -24,7 +24,6 @@ class Options:
     dtype: Mapping[str, str] = field(default_factory=dict)
     weights: str | None = None
     opset: int = 18
-    static: tuple[int, int, int] | None = None
     license: str | None = None
     vae: str | None = None
     unet: str | None = None

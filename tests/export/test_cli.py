@@ -39,7 +39,7 @@ def test_one_folder_is_where_the_built_in_model_goes(calls: list[tuple[Any, ...]
 
 
 def test_flags(calls: list[tuple[Any, ...]]) -> None:
-    flags = "--dtype fp16 --dtype vae_decoder=fp32 --weights int8 --opset 20 --static 2x512x768 --vae v --unet u "
+    flags = "--dtype fp16 --dtype vae_decoder=fp32 --weights int8 --opset 20 --vae v --unet u "
     flags += (
         "--controlnet a --controlnet b --lora x.safetensors:0.8 --lora C:\\y.safetensors --embedding e --revision r"
     )
@@ -48,7 +48,6 @@ def test_flags(calls: list[tuple[Any, ...]]) -> None:
         dtype={"": "float16", "vae_decoder": "float32"},
         weights="int8",
         opset=20,
-        static=(2, 512, 768),
         vae="v",
         unet="u",
         controlnets=("a", "b"),
@@ -65,7 +64,6 @@ def test_flags(calls: list[tuple[Any, ...]]) -> None:
     ("flag", "message"),
     [
         ("--dtype=unet=fp8", "argument --dtype: 'fp8', known: fp32, fp16, bf16; see: edgediffusion export --help"),
-        ("--static=512x512", "'512x512', wanted BATCHxHEIGHTxWIDTH, such as 1x512x512"),
         ("--weights=int3", "argument --weights: invalid choice: 'int3'"),
     ],
 )

@@ -295,8 +295,10 @@ def test_resume_keeps_what_is_whole_and_of_the_same_weights(
     export_bundle(checkpoint, out, Options(resume=True))
     assert made == ["text_encoder", "vae_encoder", "vae_decoder", "vae_encoder", "vae_decoder", "unet", "image_encoder"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    files = Manifest.read(out).files
     for name, record in Manifest.read(bundle).files.items():
-        assert Manifest.read(out).files[name] == record
+        if name.split("/")[0] in (*GRAPHS, "golden"):
+            assert files[name] == record
 
 
 def test_a_disk_that_is_too_full(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
