@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,6 +13,7 @@ import pytest
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.schedulers.scheduling_utils import AysSchedules, KarrasDiffusionSchedulers
 
+from edgediffusion.bench.parity.__main__ import row
 from edgediffusion.bench.parity.cases import FLAGS, RTOL, SD15, Family
 from edgediffusion.bench.parity.reference import (
     Comparison,
@@ -219,3 +222,11 @@ def test_noisy_latents(name: str) -> None:
             else:
                 expected = theirs.add_noise(*arguments)
             np.testing.assert_allclose(ours.add_noise(x0, noise, i), expected.numpy(), rtol=1e-9, err_msg=f"call {i}")
+
+
+def test_the_readme_has_a_row_of_every_sampler_and_a_dash_where_diffusers_has_no_schedule() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for family in ALL:
+        none = row(family, {sigmas: [Comparison(0.0, None)] for sigmas in family.sigmas})
+        shape = re.escape(none.rpartition(f" {len(family.sigmas)} |")[0]).replace(r"0e\+00", r"\de[+-]\d\d")
+        assert re.search(rf"^{shape} \d+ \|$", readme, re.MULTILINE), family.title
