@@ -3,6 +3,7 @@
 The checkpoint goes to FOLDER/checkpoint, a tensor at a time, the bundle to FOLDER/bundle. Weights are float16.
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
-from edgediffusion.bench.report import environment
 from edgediffusion.export.families import FAMILIES
 from edgediffusion.export.sources.original.tokenizer import tokenizer_files
 from edgediffusion.export.weights import write_tensors
 from edgediffusion.export.write_bundle import export_bundle
+from edgediffusion.runtime.doctor import examine
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 
 CLIP_L: dict[str, Any] = {
@@ -144,6 +145,6 @@ if __name__ == "__main__":
         "seconds": time.monotonic() - started,
         "bundle_bytes": sum(record.bytes for record in manifest.files.values()),
         "stages": lines,
-        "environment": environment(torch.get_num_threads()),
+        "environment": dataclasses.asdict(examine()),
     }
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
