@@ -13,8 +13,10 @@ from typing import Any
 from edgediffusion.engines.base import Engine
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.registry import open_engine
+from edgediffusion.engines.spec import GraphSpec
 
 from .families import FAMILIES, Family
+from .foreign import adapt, describe, is_foreign
 from .manifest import FileRecord, Manifest
 
 _CHUNK = 1 << 20
@@ -47,12 +49,13 @@ class Bundle:
         """Check the folder `path`: its manifest, that every file is there in full, and the digests of the small ones.
 
         Graphs and weights are digested when they are opened.
+        A folder without a manifest that optimum exported is described from its graphs.
 
         Raises:
             BundleError: there is no bundle, a file is missing, truncated or altered, or it is of a newer version.
         """
         path = Path(path)
-        manifest = Manifest.read(path)
+        manifest = describe(path) if is_foreign(path) else Manifest.read(path)
         if manifest.family not in FAMILIES:
             raise BundleError(
                 f"{path}: family {manifest.family!r}, known: {', '.join(sorted(FAMILIES))}; "
@@ -125,11 +128,14 @@ class Bundle:
         model = self.path / graph.model
         files = {self.path / file: self.manifest.files[file] for file in (graph.model, component.weights)}
         opening = _Opening(
-            self._pool.submit(open_engine, model, graph.spec, backend=self._backend, device=self._device),
+            self._pool.submit(self._open_engine, model, graph.spec),
             self._pool.submit(_check_digests, files),
         )
         self._openings[name, variant] = opening
         return opening
+
+    def _open_engine(self, model: Path, spec: GraphSpec) -> Engine:
+        return adapt(open_engine(model, spec, backend=self._backend, device=self._device))
 
     def close(self) -> None:
         """Free everything. May be called twice."""
@@ -172,6 +178,8 @@ def _check_size(path: Path, record: FileRecord) -> None:
 
 
 def _check_digest(path: Path, record: FileRecord) -> None:
+    if record.sha256 is None:
+        return
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -18,10 +18,13 @@ SCHEMA = 2
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """Size and SHA-256 of one file; the key in the manifest is its path inside the bundle, with `/`."""
+    """Size and SHA-256 of one file; the key in the manifest is its path inside the bundle, with `/`.
+
+    `sha256` is None where nobody digested it, see `foreign`.
+    """
 
     bytes: int
-    sha256: str
+    sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

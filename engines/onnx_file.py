@@ -1,0 +1,124 @@
+"""What an ONNX file says about itself, read without loading it: protocol buffers' wire format, weights skipped.
+
+Field numbers are those of onnx.proto3, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+from .errors import BundleError
+from .spec import GraphSpec, TensorSpec
+
+_DTYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FIXED = {_FIXED64: 8, _FIXED32: 4}
+_GRAPH, _OPSET_IMPORT = 7, 8  # of a model
+_INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of a graph
+_EXTERNAL_DATA = 13  # of a tensor
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """`spec` holds the graph's own names, dtypes and shapes; `data` the files, beside it, that weights are in."""
+
+    opset: int
+    spec: GraphSpec
+    data: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Message:
+    """A stretch of the file. Iterating gives the fields: number, and a number or a message."""
+
+    file: BinaryIO
+    start: int
+    end: int
+
+    def __iter__(self) -> Iterator[tuple[int, int | _Message]]:
+        position = self.start
+        while position < self.end:
+            self.file.seek(position)
+            tag = self._varint()
+            field, kind = tag >> 3, tag & 7
+            if kind == _VARINT:
+                value = self._varint()
+                position = self.file.tell()
+                yield field, value
+            elif kind == _BYTES:
+                length = self._varint()
+                start = self.file.tell()
+                position = start + length
+                if position > self.end:
+                    raise ValueError("cut short")
+                yield field, _Message(self.file, start, position)
+            elif kind in _FIXED:
+                position = self.file.tell() + _FIXED[kind]
+            else:
+                raise ValueError(f"wire type {kind}")
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.file.read(1)
+            if not byte or shift > 63:
+                raise ValueError("cut short")
+            value |= (byte[0] & 0x7F) << shift
+            if byte[0] < 0x80:
+                return value
+            shift += 7
+
+    def messages(self, number: int) -> list[_Message]:
+        """The fields of this `number` that are messages or text."""
+        return [value for field, value in self if field == number and isinstance(value, _Message)]
+
+    def number(self, number: int) -> int:
+        """The last field of this `number`, 0 where there is none."""
+        return ([0] + [value for field, value in self if field == number and isinstance(value, int)])[-1]
+
+    def text(self, number: int) -> str:
+        """The last field of this `number` as text, empty where there is none."""
+        for message in reversed(self.messages(number)):
+            self.file.seek(message.start)
+            return self.file.read(message.end - message.start).decode()
+        return ""
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Read inputs, outputs, opset and the places of the weights; the weights themselves are skipped.
+
+    Raises:
+        BundleError: it is no ONNX file, or its weights are to be read from outside of its folder.
+    """
+    try:
+        with path.open("rb") as file:
+            model = _Message(file, 0, path.stat().st_size)
+            (graph,) = model.messages(_GRAPH)
+            opsets = {imported.text(1): imported.number(2) for imported in model.messages(_OPSET_IMPORT)}
+            spec = GraphSpec(path.parent.name, _tensors(graph, _INPUT), _tensors(graph, _OUTPUT))
+            external = (entry for tensor in graph.messages(_INITIALIZER) for entry in tensor.messages(_EXTERNAL_DATA))
+            data = {entry.text(2) for entry in external if entry.text(1) == "location"}
+            opset = opsets[""]
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{path}: not an ONNX file that can be read ({error}); export it again") from None
+    for name in data:
+        if PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
+            raise BundleError(f"{path}: weights in {name!r}, which is outside of its folder; do not use this file")
+    return OnnxFile(opset, spec, tuple(sorted(data)))
+
+
+def _tensors(graph: _Message, number: int) -> tuple[TensorSpec, ...]:
+    return tuple(_tensor(info) for info in graph.messages(number))
+
+
+def _tensor(info: _Message) -> TensorSpec:
+    ((kind,),) = [described.messages(1) for described in info.messages(2)]
+    name, element = info.text(1), kind.number(1)
+    if element not in _DTYPES:
+        raise ValueError(f"{name} has element type {element}")
+    dimensions = [dimension for shape in kind.messages(2) for dimension in shape.messages(1)]
+    sizes = (d.number(1) or d.text(2) or f"{name}.{i}" for i, d in enumerate(dimensions))
+    return TensorSpec(name, _DTYPES[element], tuple(sizes))
