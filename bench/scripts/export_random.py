@@ -42,6 +42,7 @@ CLIP_G = CLIP_L | {
     "hidden_act": "gelu",
 }
 VAE: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
