@@ -9,7 +9,7 @@ from edgediffusion.engines.errors import ExportError
 
 from ..options import Options
 from ..weights import read_header
-from .base import MODEL_INDEX, Config, EditedPart, Part, Source, read_json, select
+from .base import MODEL_INDEX, SAFETENSORS, Config, EditedPart, Part, Source, pickled, read_json, select
 from .embedding import add_embeddings
 from .folder import PICKLES, FolderPart, open_folder
 from .hub import REPOSITORY, download
@@ -29,12 +29,7 @@ __all__ = [
     "select",
 ]
 
-SAFETENSORS = ".safetensors"
 VAE_FOLDERS = ("vae", "vae_encoder", "vae_decoder")  # a bundle has the two halves
-_CONVERT = (
-    "import torch; from safetensors.torch import save_file; d = torch.load({!r}, 'cpu', weights_only=True); "
-    "d = d.get('state_dict', d); save_file({{k: v.clone() for k, v in d.items() if hasattr(v, 'shape')}}, {!r})"
-)
 
 
 def gather(source: str | Path, options: Options) -> Source:
@@ -64,10 +59,7 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
 def _locate(source: str | Path, revision: str | None = None) -> Path:
     path = Path(source)
     if path.is_file() and path.suffix in PICKLES:
-        raise ExportError(
-            f"{source}: pickled weights; loading them can run code, so they are not read; if you trust them, convert "
-            f'them with: python -c "{_CONVERT.format(str(source), str(path.with_suffix(SAFETENSORS)))}"'
-        )
+        raise pickled(path)
     if path.is_dir() or (path.is_file() and path.suffix == SAFETENSORS):
         return path
     if REPOSITORY.fullmatch(str(source)) and not path.exists():

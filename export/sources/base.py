@@ -16,6 +16,12 @@ from edgediffusion.runtime.manifest import MANIFEST
 from ..weights import FLOATS, Weight
 
 MODEL_INDEX = "model_index.json"
+SAFETENSORS = ".safetensors"
+_CONVERT = (
+    "import torch; from safetensors.torch import save_file; d = torch.load({!r}, 'cpu', weights_only=True); "
+    "d = d.get('state_dict', d.get('string_to_param', d)); "
+    "save_file({{k: v.detach().clone() for k, v in d.items() if hasattr(v, 'shape')}}, {!r})"
+)
 Config = dict[str, Any]
 
 
@@ -88,6 +94,15 @@ class Source:
     def component(self, folders: Iterable[str]) -> Part | None:
         """The first of `folders` that the checkpoint has; a bundle has `vae_decoder/` where others have `vae/`."""
         return next((self.parts[name] for name in folders if name in self.parts), None)
+
+
+def pickled(path: Path) -> ExportError:
+    """Why the file `path` is not read, and the command that makes a safetensors file of it."""
+    command = _CONVERT.format(str(path), str(path.with_suffix(SAFETENSORS)))
+    return ExportError(
+        f"{path}: pickled weights; loading them can run code, so they are not read; if you trust them, convert them "
+        f'with: python -c "{command}"'
+    )
 
 
 def read_json(path: Path) -> Config:

@@ -1,8 +1,9 @@
 """Textual inversion (arXiv:2208.01618): words of their own for a text encoder, a row of its token embedding each.
 
 Two layouts are read: diffusers' `{word: (vectors, width)}`, and that of A1111 and its kin, where the file's name is the
-word: `emb_params`, or `clip_l` and `clip_g` for the two encoders of SDXL. A word of several vectors is the tokens
-`word`, `word_1`, `word_2` and so on, as in diffusers; the runtime's tokenizer puts them all where a prompt has it.
+word: `emb_params`, `*` where it was pickled, or `clip_l` and `clip_g` for the two encoders of SDXL. A word of several
+vectors is the tokens `word`, `word_1`, `word_2` and so on, as in diffusers; the runtime's tokenizer puts them all where
+a prompt has it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,16 @@ import torch
 from edgediffusion.engines.errors import ExportError
 
 from ..weights import TORCH_DTYPES, StoredTensor, Weight, read_header
-from .base import Config, EditedPart, Part, Source, parse_json
+from .base import Config, EditedPart, Part, Source, parse_json, pickled
+from .folder import PICKLES
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-NAMED_BY_FILE = {"emb_params": tuple(TOKENIZERS), "clip_l": ("text_encoder",), "clip_g": ("text_encoder_2",)}
+NAMED_BY_FILE = {
+    "emb_params": tuple(TOKENIZERS),
+    "*": tuple(TOKENIZERS),
+    "clip_l": ("text_encoder",),
+    "clip_g": ("text_encoder_2",),
+}
 _ROWS = "embeddings.token_embedding.weight"
 
 
@@ -59,10 +66,8 @@ def add_embeddings(source: Source, files: Sequence[Path]) -> Source:
         ExportError: a file holds something else, fits no text encoder, or has a word that is taken.
     """
     for path in files:
-        if path.suffix != ".safetensors":
-            raise ExportError(
-                f"{path}: not a .safetensors file; convert the embedding first, pickled ones are not read"
-            )
+        if path.suffix in PICKLES:
+            raise pickled(path)
         for key, tensor in read_header(path).items():
             word = path.stem if key in NAMED_BY_FILE else key
             folders = NAMED_BY_FILE.get(key, tuple(TOKENIZERS))

@@ -16,7 +16,8 @@ import torch
 from edgediffusion.engines.errors import ExportError
 
 from ..weights import TORCH_DTYPES, StoredTensor, Weight, read_header
-from .base import EditedPart, Part, Source
+from .base import EditedPart, Part, Source, pickled
+from .folder import PICKLES
 from .original.unet import original_keys
 
 KOHYA = {
@@ -136,8 +137,8 @@ def _aliases(name: str, part: Part) -> list[tuple[str, str]]:
 
 def _read(path: Path, scale: float) -> Mapping[str, Delta]:
     """The deltas by module, dots as underscores."""
-    if path.suffix != ".safetensors":
-        raise ExportError(f"{path}: not a .safetensors file; convert the LoRA first, pickled ones are not read")
+    if path.suffix in PICKLES:
+        raise pickled(path)
     groups: dict[str, dict[str, StoredTensor]] = {}
     for key, tensor in read_header(path).items():
         plain = _OLD_PROCESSOR.sub(r".\1.lora.\2.weight", key).replace(".to_out.lora", ".to_out.0.lora")
