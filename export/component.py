@@ -17,7 +17,7 @@ from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.families import Component
 from edgediffusion.runtime.golden import GOLDEN
-from edgediffusion.runtime.manifest import GraphRecord, Parity
+from edgediffusion.runtime.manifest import GraphRecord, Parity, Variant
 
 from .families import Network, Sample, Seen
 from .golden import write_golden
@@ -65,7 +65,26 @@ def export_component(
     (target / "config.json").write_text(json.dumps(part.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
     placed = write_tensors(target / component.weights, _narrowed(stored, module, dtype))
-    return _write_graph(module, spec, network.samples(part.config, seen), placed, target, dtype, options.opset)
+    main = _trace(module, spec, network.samples(part.config, seen), placed, options.opset)
+    write_golden(bundle / GOLDEN / f"{component.folder}.safetensors", module, spec, main.samples)
+    further = {
+        name: _trace(module, variant.spec(part.config), variant.samples(part.config, seen), placed, options.opset)
+        for name, variant in network.variants.items()
+        if variant.needs in seen
+    }
+    module.to("meta")  # ONNX Runtime now reads the same weights
+    written, halved, remark = _write_graph(main, GRAPH, dtype)
+    record = GraphRecord(
+        model=written.model,
+        spec=written.spec,
+        parity=written.parity,
+        weights=f"{component.folder}/{component.weights}",
+        dtype=dtype,
+        weights_dtype=", ".join(sorted({DTYPES[tensor.dtype] for tensor in placed.values()})),
+        islands=halved.islands if halved else (),
+        variants={name: _write_graph(case, f"model.{name}.onnx", dtype)[0] for name, case in further.items()},
+    )
+    return Exported(record, list(main.wanted), remark)
 
 
 def _narrowed(stored: Mapping[str, Weight], module: nn.Module, dtype: str) -> dict[str, Weight]:
@@ -88,54 +107,39 @@ def _build(part: Part, network: Network) -> tuple[nn.Module, GraphSpec]:
         raise ExportError(f"{part.where / 'config.json'}: describes no network of this kind ({reason})") from error
 
 
-def _write_graph(
-    module: nn.Module,
-    spec: GraphSpec,
-    samples: list[Sample],
-    placed: dict[str, StoredTensor],
-    target: Path,
-    dtype: str,
-    opset: int,
-) -> Exported:
-    outputs = references(module, spec, samples)
-    write_golden(target.parent / GOLDEN / f"{target.name}.safetensors", module, spec, samples)
+def _trace(
+    module: nn.Module, spec: GraphSpec, samples: list[Sample], placed: dict[str, StoredTensor], opset: int
+) -> Case:
+    """The float32 graph, and what torch makes of the samples."""
+    wanted = references(module, spec, samples)
     graph = store_weights(to_onnx(module, spec, samples[0], opset), placed)
-    module.to("meta")  # ONNX Runtime now reads the same weights
-    halved = None
-    if dtype in HALVES:
-        halved = halve(Case(model=graph, spec=spec, folder=target, samples=samples, wanted=outputs), dtype)
-        graph = halved.model
-    model = target / GRAPH
+    folder = next(iter(placed.values())).file.parent
+    return Case(model=graph, spec=spec, folder=folder, samples=samples, wanted=wanted)
+
+
+def _write_graph(case: Case, file: str, dtype: str) -> tuple[Variant, Halved | None, str | None]:
+    """Write and check the graph of `case` as `dtype` has it; the remark is that of `_check_here`."""
+    halved = halve(case, dtype) if dtype in HALVES else None
+    graph = case.model if halved is None else halved.model
+    model = case.folder / file
     model.write_bytes(graph.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(model))
-    parity, remark = _check_here(model, spec, samples, outputs, halved)
-    weights = next(iter(placed.values())).file
-    record = GraphRecord(
-        model=model.relative_to(target.parent).as_posix(),
-        weights=weights.relative_to(target.parent).as_posix(),
-        spec=spec,
-        parity=parity,
-        dtype=dtype,
-        weights_dtype=", ".join(sorted({DTYPES[tensor.dtype] for tensor in placed.values()})),
-        islands=halved.islands if halved else (),
-    )
-    return Exported(record, outputs, remark)
+    parity, remark = _check_here(model, case, halved)
+    return Variant(model=f"{case.folder.name}/{file}", spec=case.spec, parity=parity), halved, remark
 
 
-def _check_here(
-    model: Path, spec: GraphSpec, samples: list[Sample], outputs: list[dict[str, Array]], halved: Halved | None
-) -> tuple[Parity, str | None]:
+def _check_here(model: Path, case: Case, halved: Halved | None) -> tuple[Parity, str | None]:
     """The parity of the graph on this machine, or as on a GPU, whichever is worse."""
     try:
-        with open_engine(model, spec, device="cpu") as engine:
+        with open_engine(model, case.spec, device="cpu") as engine:
             if halved is None:
-                return check_parity(engine, samples, outputs), None
-            here = check_parity(engine, samples, outputs, halved.parity.tolerance)
+                return check_parity(engine, case.samples, case.wanted), None
+            here = check_parity(engine, case.samples, case.wanted, halved.parity.tolerance)
             return max(here, halved.parity, key=lambda parity: parity.error), None
     except BundleError:
         if halved is None:
             raise
         return halved.parity, (
-            f"{spec.name}: checked in float32 with every value rounded to {halved.dtype}, which ONNX Runtime's CPU "
-            "provider here cannot run; run it on a GPU"
+            f"{case.spec.name}: checked in float32 with every value rounded to {halved.dtype}, which ONNX Runtime's "
+            "CPU provider here cannot run; run it on a GPU"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample, opset: int = 18
         }
         for tensor in spec.inputs
     }
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), _named_inputs(module, list(arguments)):
         program = torch.onnx.export(
             torch.export.export(module, (), arguments, dynamic_shapes=free),
             dynamo=True,
@@ -56,6 +57,23 @@ def to_onnx(module: nn.Module, spec: GraphSpec, example: Sample, opset: int = 18
         assert weight.shape is not None
         weight.const_value = ir.ExternalTensor("weights", 0, 0, weight.dtype, shape=weight.shape, name=name)
     return declare(simplify(ir.to_proto(model)), spec)
+
+
+@contextlib.contextmanager
+def _named_inputs(module: nn.Module, names: list[str]) -> Iterator[None]:
+    """Give `module.forward` a signature of just these: torch cannot tell the sizes of what goes into its **keywords."""
+    inner = module.forward
+
+    def forward(*values: Any, **named: Any) -> Any:
+        return inner(**dict(zip(names, values, strict=False)), **named)
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def declare(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -91,14 +91,21 @@ class UNet(UNet2DConditionModel):
         timestep_cond: Tensor | None = None,
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        **residuals: Tensor,
     ) -> Tensor:
-        """(batch, c, height, width), (1,), (batch, 77, d) and what else `unet_spec` names -> out_sample."""
+        """(batch, c, height, width), (1,), (batch, 77, d) and what else `unet_spec` names -> out_sample.
+
+        `residuals` are what ControlNets say: `down_block_additional_residual_0` and so on, and that of the middle.
+        """
+        down = [residuals[f"down_block_additional_residual_{i}"] for i in range(len(residuals) - 1)]
         out_sample: Tensor = super().forward(  # type: ignore[misc]
             sample,
             timestep,
             encoder_hidden_states,
             timestep_cond=timestep_cond,
             added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            down_block_additional_residuals=down or None,
+            mid_block_additional_residual=residuals.get("mid_block_additional_residual"),
             return_dict=False,
         )[0]
         return out_sample
@@ -107,6 +114,32 @@ class UNet(UNet2DConditionModel):
         """The sinusoidal embedding of the one timestep of a batch, (1, d): it broadcasts, diffusers repeats it."""
         embedding: Tensor = self.time_proj(timestep)  # type: ignore[attr-defined]
         return embedding
+
+
+class ControlNet(ControlNetModel):
+    """What a picture says to the blocks of a UNet. A subclass, so that its parameters keep their names."""
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        conditioning_scale: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What `controlnet_spec` names -> a residual for each block, and for the middle."""
+        down, middle = super().forward(  # type: ignore[misc]
+            sample,
+            timestep,
+            encoder_hidden_states,
+            controlnet_cond,
+            conditioning_scale,
+            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            return_dict=False,
+        )
+        return *down, middle
 
 
 class VaeDecoder(nn.Module):
@@ -186,6 +219,11 @@ def vae_decoder(config: Config) -> nn.Module:
 def unet(config: Config) -> nn.Module:
     """The denoiser that `config` describes."""
     return from_config(UNet, config)
+
+
+def controlnet(config: Config) -> nn.Module:
+    """The ControlNet that `config` describes."""
+    return from_config(ControlNet, config)
 
 
 def from_config(kind: Any, config: Config) -> nn.Module:

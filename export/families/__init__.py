@@ -3,29 +3,29 @@ one another. What a component's config can say is not said here."""
 
 from __future__ import annotations
 
-from .base import Network, Sample, Seen
+from .base import Network, Sample, Seen, Variant
+from .controlnet import denoisers
 from .images import IMAGE_ENCODER
 from .text import TEXT_ENCODER_2, text_encoder
-from .unet import unet_network
 from .vae import VAE
 
 SD = {
     "text_encoder": text_encoder(hidden_states=False),
     **VAE,
-    "unet": unet_network(),
+    **denoisers(),
     "image_encoder": IMAGE_ENCODER,
 }
 SDXL = {
     "text_encoder": text_encoder(hidden_states=True),
     "text_encoder_2": TEXT_ENCODER_2,
     **VAE,
-    "unet": unet_network(),
+    **denoisers(),
     "image_encoder": IMAGE_ENCODER,
 }
 SDXL_REFINER = {
     "text_encoder_2": TEXT_ENCODER_2,
     **VAE,
-    "unet": unet_network(time_ids=5),
+    **denoisers(time_ids=5),
     "image_encoder": IMAGE_ENCODER,
 }
 
@@ -39,4 +39,4 @@ FAMILIES: dict[str, dict[str, Network]] = {
     "sdxl_refiner": SDXL_REFINER,
 }
 
-__all__ = ["FAMILIES", "Network", "Sample", "Seen"]
+__all__ = ["FAMILIES", "Network", "Sample", "Seen", "Variant"]

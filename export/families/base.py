@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -25,6 +25,15 @@ Seen = Mapping[str, list[dict[str, Array]]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A further graph of a component, with other inputs, for bundles that have the component `needs`."""
+
+    needs: str
+    spec: Callable[[Config], GraphSpec]
+    samples: Callable[[Config, Seen], list[Sample]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network:
     """One component. `folders` are where a checkpoint may keep it, `renames` and `skip` those of `sources.select`.
 
@@ -39,6 +48,7 @@ class Network:
     folders: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     skip: tuple[str, ...] = ()
+    variants: Mapping[str, Variant] = field(default_factory=dict)
 
 
 POSITION_IDS = r".*\.position_ids$"  # a buffer that transformers before 4.31 saved

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
 
 from ..sources import Config
-from ..wrappers import unet
-from .base import Network, Sample, Seen
+from .base import Sample, Seen
 from .images import shape_label
 from .vae import latents
 
@@ -98,13 +95,3 @@ def _with_extra_channels(noisy: Array, clean: Array, channels: int) -> Array:
     everything = np.concatenate([noisy, mask, clean * (1 - mask)], axis=1)
     extra = channels - noisy.shape[1]
     return np.concatenate([noisy, everything[:, everything.shape[1] - extra :]], axis=1)
-
-
-def unet_network(*, time_ids: int = 6) -> Network:
-    """The UNet of a family; see `unet_spec` for `time_ids`."""
-    return Network(
-        module=unet,
-        spec=partial(unet_spec, time_ids=time_ids),
-        samples=partial(unet_samples, time_ids=time_ids),
-        folders=("unet",),
-    )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgediffusion.engines.errors import ExportError
+from edgediffusion.runtime.families import CONTROLNET_FOLDERS
 
 from ..options import Options
 from ..weights import read_header
@@ -42,6 +43,10 @@ def gather(source: str | Path, options: Options) -> Source:
     for folders, place in ((VAE_FOLDERS, options.vae), (("unet",), options.unet)):
         if place is not None:
             checkpoint = _replaced(checkpoint, folders, place)
+    if len(options.controlnets) > len(CONTROLNET_FOLDERS):
+        raise ExportError(f"{len(options.controlnets)} ControlNets; a bundle has up to {len(CONTROLNET_FOLDERS)}")
+    for folder, place in zip(CONTROLNET_FOLDERS, options.controlnets, strict=False):
+        checkpoint = _replaced(checkpoint, (folder,), place)
     return add_embeddings(fuse_loras(checkpoint, options.loras), options.embeddings)
 
 

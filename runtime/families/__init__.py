@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Component, Family
+from .base import CONTROLNET_FOLDERS, Component, Family
 from .sd import LCM, SD, SD_INPAINT, SD_PIX2PIX
 from .sdxl import SDXL, SDXL_INPAINT, SDXL_REFINER
 
@@ -16,4 +16,4 @@ FAMILIES: dict[str, Family] = {
     "sdxl_refiner": SDXL_REFINER,
 }
 
-__all__ = ["FAMILIES", "Component", "Family"]
+__all__ = ["CONTROLNET_FOLDERS", "FAMILIES", "Component", "Family"]

@@ -61,5 +61,7 @@ class Family:
         return tuple(component.tokenizer for component in self.components if component.tokenizer is not None)
 
 
+CONTROLNET_FOLDERS = ("controlnet", "controlnet_2", "controlnet_3", "controlnet_4")
+CONTROLNETS = tuple(Component(folder=folder, optional=True) for folder in CONTROLNET_FOLDERS)
 UNET_AND_VAE = (Component(folder="unet"), Component(folder="vae_decoder"), Component(folder="vae_encoder"))
 IMAGE_ENCODER = Component(folder="image_encoder", weights="model.safetensors", optional=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .base import IMAGE_ENCODER, UNET_AND_VAE, Component, Defaults, Family
+from .base import CONTROLNETS, IMAGE_ENCODER, UNET_AND_VAE, Component, Defaults, Family
 
 _SECOND = (
     Component(folder="text_encoder_2", weights="model.safetensors", tokenizer="tokenizer_2"),
     *UNET_AND_VAE,
     IMAGE_ENCODER,
+    *CONTROLNETS,
 )
 
 SDXL = Family(
