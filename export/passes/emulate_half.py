@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .graph import MOVES, constants, element_types, external, rebuild
+from .graph import MOVES, before_use, constants, element_types, external, rebuild
 from .to_half import HALVES
 
 
@@ -25,15 +25,13 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
         else t
         for t in model.graph.initializer
     ]
-    nodes = [
-        helper.make_node("Cast", [name], [_float(name)], _float(name), to=TensorProto.FLOAT) for name in sorted(stored)
+    nodes = [new for node in model.graph.node for new in _emulated(node, types)]
+    wide = {name: f"{name}/float" for name in stored}
+    casts = [
+        helper.make_node("Cast", [name], [wide[name]], wide[name], to=TensorProto.FLOAT) for name in sorted(stored)
     ]
-    for node in model.graph.node:
-        nodes += _emulated(node, types)
-    result = rebuild(model, nodes, initializers)
-    for node in result.graph.node[len(stored) :]:
-        node.input[:] = [_float(name) if name in stored else name for name in node.input]
-    return result
+    result = rebuild(model, nodes, initializers, wide)
+    return rebuild(result, before_use(casts, result.graph.node))
 
 
 def _emulated(node: onnx.NodeProto, types: dict[str, int]) -> list[onnx.NodeProto]:
@@ -53,7 +51,3 @@ def _emulated(node: onnx.NodeProto, types: dict[str, int]) -> list[onnx.NodeProt
             nodes.append(helper.make_node("Cast", [exact], [rounded], rounded, to=types[name]))
             nodes.append(helper.make_node("Cast", [rounded], [name], exact, to=TensorProto.FLOAT))
     return nodes
-
-
-def _float(name: str) -> str:
-    return f"{name}/float"

@@ -42,6 +42,19 @@ def rebuild(
     return result
 
 
+def before_use(makers: Iterable[onnx.NodeProto], nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """`nodes`, and each of `makers` before the first of them that takes its output.
+
+    A runtime that keeps this order holds one widened weight at a time, not all of them.
+    """
+    waiting = {name: maker for maker in makers for name in maker.output}
+    result = []
+    for node in nodes:
+        result += [waiting.pop(name) for name in dict.fromkeys(node.input) if name in waiting]
+        result.append(node)
+    return result
+
+
 def copy_of(tensor: onnx.TensorProto) -> onnx.TensorProto:
     """A copy of `tensor`."""
     result = onnx.TensorProto()

@@ -9,7 +9,7 @@ import onnx
 from onnx import StringStringEntryProto, TensorProto, helper
 
 from ..weights import SCALE, StoredTensor
-from .graph import external, rebuild
+from .graph import before_use, external, rebuild
 
 _TYPES = {
     "F32": TensorProto.FLOAT,
@@ -26,7 +26,7 @@ def store_weights(model: onnx.ModelProto, stored: Mapping[str, StoredTensor]) ->
     One whose stored type is not the graph's is followed by a Cast, which backends fold when they load the graph, or by
     a DequantizeLinear with the scales that are stored beside it (`weights.quantize`).
     """
-    renamed, nodes, initializers = {}, [], []
+    renamed, widened, initializers = {}, [], []
     for initializer in model.graph.initializer:
         name = initializer.name
         if name not in stored:
@@ -36,12 +36,12 @@ def store_weights(model: onnx.ModelProto, stored: Mapping[str, StoredTensor]) ->
         if stored[name].dtype == "I8":
             renamed[name], scales = f"{name}/dequantized", name + SCALE
             initializers.append(_external(scales, stored[scales]))
-            nodes.append(helper.make_node("DequantizeLinear", [name, scales], [renamed[name]], renamed[name], axis=0))
+            widened.append(helper.make_node("DequantizeLinear", [name, scales], [renamed[name]], renamed[name], axis=0))
         elif initializers[-1].data_type != initializer.data_type:
             renamed[name] = f"{name}/cast"
-            nodes.append(helper.make_node("Cast", [name], [renamed[name]], renamed[name], to=initializer.data_type))
+            widened.append(helper.make_node("Cast", [name], [renamed[name]], renamed[name], to=initializer.data_type))
     result = rebuild(model, model.graph.node, initializers, renamed)
-    return rebuild(result, [*nodes, *result.graph.node])
+    return rebuild(result, before_use(widened, result.graph.node))
 
 
 def matrices(model: onnx.ModelProto) -> set[str]:
