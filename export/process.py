@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,7 +33,8 @@ def in_child(what: str, function: Callable[[], object]) -> int | None:
         context.set_forkserver_preload(PRELOAD)
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_call, args=(sender, function), daemon=True)
-    child.start()
+    with _no_gpus():
+        child.start()
     sender.close()
     try:
         error, peak = receiver.recv()
@@ -51,6 +53,20 @@ def in_child(what: str, function: Callable[[], object]) -> int | None:
     if error is not None:
         raise error
     return int(peak) if peak is not None else None
+
+
+@contextlib.contextmanager
+def _no_gpus() -> Iterator[None]:
+    """Processes that start meanwhile see none: an export computes on the CPU, and CUDA does not bear a fork."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _call(sender: Connection, function: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 from pathlib import Path
@@ -40,3 +41,9 @@ def test_an_error_is_the_same_here() -> None:
 def test_a_child_that_is_killed() -> None:
     with pytest.raises(ExportError, match=r"^unet: its process was killed by signal 9, most likely for lack of memory"):
         in_child("unet", functools.partial(signal.raise_signal, signal.SIGKILL))
+
+
+def test_a_child_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    in_child("nothing", functools.partial(exec, "import os; assert not os.environ['CUDA_VISIBLE_DEVICES']"))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
