@@ -31,6 +31,7 @@ CASES = {
     "sdxl": ("sdxl", ("text_encoder", *XL)),
     "sdxl_refiner": ("sdxl_refiner", XL),
 }
+SLOW = {"sd2", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_refiner"}  # another export each: pytest -m slow
 
 
 def test_both_sides_of_the_wall_know_the_same_families_and_components() -> None:
@@ -39,7 +40,7 @@ def test_both_sides_of_the_wall_know_the_same_families_and_components() -> None:
         assert {component.folder for component in family.components} == FAMILIES[name].keys(), name
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES])
 def case(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -102,6 +103,7 @@ def test_one_graph_for_every_size(bundles: Callable[[str], Path]) -> None:
             assert relative_error(engine(sample.feeds), wanted) < 2e-5, sample.label
 
 
+@pytest.mark.slow
 def test_inputs_of_the_unet_of_each_family(bundles: Callable[[str], Path]) -> None:
     def shapes(name: str) -> dict[str, tuple[int | str, ...]]:
         return {tensor.name: tensor.shape for tensor in Manifest.read(bundles(name)).graphs["unet"].spec.inputs}

@@ -44,6 +44,7 @@ class Case:
     pipeline: Any = None
 
 
+SLOW = {"sd2", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_refiner"}  # another export each: pytest -m slow
 CASES = {
     "sd": Case(model="sd"),
     "sd2": Case(model="sd2"),
@@ -106,7 +107,10 @@ def draw_both(
     return pairs
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=pytest.mark.slow if case.model in SLOW else ()) for name, case in CASES.items()],
+)
 def test_picture_is_that_of_diffusers(case: Case, checkpoints: Any, bundles: Any) -> None:
     for pair in draw_both(case, checkpoints, bundles):
         assert_same(*pair)
@@ -133,7 +137,10 @@ def test_picture_in_float16(name: str, checkpoints: Any, half_bundles: Any) -> N
         assert psnr(ours, theirs) >= MIN_PSNR_FLOAT16
 
 
-@pytest.mark.parametrize("name", ["sdxl", "refiner", "inpainting", "pix2pix", "lcm"])
+@pytest.mark.parametrize(
+    "name",
+    ["sdxl", "inpainting", *(pytest.param(name, marks=pytest.mark.slow) for name in ("refiner", "pix2pix", "lcm"))],
+)
 def test_the_comparison_can_fail(name: str, checkpoints: Any, bundles: Any) -> None:
     for pair in draw_both(CASES[name], checkpoints, bundles, prompt="a blue car at night"):
         assert psnr(*pair) < MIN_PSNR
