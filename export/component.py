@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -22,16 +22,16 @@ from edgediffusion.runtime.manifest import GraphRecord, Parity, Variant
 from .families import Network, Sample, Seen
 from .golden import write_golden
 from .options import Options
-from .passes import store_weights
-from .precision import Case, Halved, halve
+from .passes import matrices, store_weights
+from .precision import INT8_TOLERANCE, Case, Halved, halve
 from .sources import Part, select
 from .to_onnx import quiet, to_onnx
-from .verify import check_parity, references
-from .weights import TORCH_DTYPES, StoredTensor, Weight, cast, load, write_tensors
+from .verify import TOLERANCE, check_parity, references
+from .weights import TORCH_DTYPES, StoredTensor, Weight, cast, load, quantize, write_tensors
 
 GRAPH = "model.onnx"
 HALVES = {"float16": "F16", "bfloat16": "BF16"}  # what a graph computes in -> what its weights are stored in
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def export_component(
 ) -> Exported:
     """Write `bundle / component.folder`: config, weights and graph of `part`.
 
-    Weights keep the type that the source has them in where the graph computes in float32, else they take its dtype.
+    Weights keep the type that the source has them in where the graph computes in float32, else they take its dtype;
+    those that are multiplied with are in 8 bits where `options.weights` says so.
 
     Raises:
         ExportError: see `sources.Part`, `sources.select`, `weights.load`, `verify.check_parity` and `precision.halve`.
@@ -64,16 +65,17 @@ def export_component(
     target.mkdir()
     (target / "config.json").write_text(json.dumps(part.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
-    placed = write_tensors(target / component.weights, _narrowed(stored, module, dtype))
-    main = _trace(module, spec, network.samples(part.config, seen), placed, options.opset)
+    main = _trace(module, spec, network.samples(part.config, seen), target, options.opset)
     write_golden(bundle / GOLDEN / f"{component.folder}.safetensors", module, spec, main.samples)
     further = {
-        name: _trace(module, variant.spec(part.config), variant.samples(part.config, seen), placed, options.opset)
+        name: _trace(module, variant.spec(part.config), variant.samples(part.config, seen), target, options.opset)
         for name, variant in network.variants.items()
         if variant.needs in seen
     }
+    kept = _quantized(stored, main.model) if options.weights else _narrowed(stored, module, dtype)
+    placed = write_tensors(target / component.weights, kept)
     module.to("meta")  # ONNX Runtime now reads the same weights
-    written, halved, remark = _write_graph(main, GRAPH, dtype)
+    written, halved, remark = _write_graph(main, placed, GRAPH, options)
     record = GraphRecord(
         model=written.model,
         spec=written.spec,
@@ -82,9 +84,19 @@ def export_component(
         dtype=dtype,
         weights_dtype=", ".join(sorted({DTYPES[tensor.dtype] for tensor in placed.values()})),
         islands=halved.islands if halved else (),
-        variants={name: _write_graph(case, f"model.{name}.onnx", dtype)[0] for name, case in further.items()},
+        variants={name: _write_graph(case, placed, f"model.{name}.onnx", options)[0] for name, case in further.items()},
     )
     return Exported(record, list(main.wanted), remark)
+
+
+def _quantized(stored: Mapping[str, Weight], graph: onnx.ModelProto) -> dict[str, Weight]:
+    """The weights, those that `graph` multiplies with in 8 bits beside their scales."""
+    chosen = matrices(graph)
+    return {
+        name: w
+        for key, weight in stored.items()
+        for name, w in (quantize(key, weight) if key in chosen else {key: weight}).items()
+    }
 
 
 def _narrowed(stored: Mapping[str, Weight], module: nn.Module, dtype: str) -> dict[str, Weight]:
@@ -107,33 +119,33 @@ def _build(part: Part, network: Network) -> tuple[nn.Module, GraphSpec]:
         raise ExportError(f"{part.where / 'config.json'}: describes no network of this kind ({reason})") from error
 
 
-def _trace(
-    module: nn.Module, spec: GraphSpec, samples: list[Sample], placed: dict[str, StoredTensor], opset: int
-) -> Case:
-    """The float32 graph, and what torch makes of the samples."""
+def _trace(module: nn.Module, spec: GraphSpec, samples: list[Sample], folder: Path, opset: int) -> Case:
+    """The float32 graph, its weights not placed yet, and what torch makes of the samples."""
     wanted = references(module, spec, samples)
-    graph = store_weights(to_onnx(module, spec, samples[0], opset), placed)
-    folder = next(iter(placed.values())).file.parent
+    graph = to_onnx(module, spec, samples[0], opset)
     return Case(model=graph, spec=spec, folder=folder, samples=samples, wanted=wanted)
 
 
-def _write_graph(case: Case, file: str, dtype: str) -> tuple[Variant, Halved | None, str | None]:
-    """Write and check the graph of `case` as `dtype` has it; the remark is that of `_check_here`."""
+def _write_graph(
+    traced: Case, placed: Mapping[str, StoredTensor], file: str, options: Options
+) -> tuple[Variant, Halved | None, str | None]:
+    """Write and check the graph as `options` have it, its weights where they are placed; the remark: `_check_here`."""
+    case, dtype = replace(traced, model=store_weights(traced.model, placed)), options.dtype_of(traced.folder.name)
     halved = halve(case, dtype) if dtype in HALVES else None
     graph = case.model if halved is None else halved.model
     model = case.folder / file
     model.write_bytes(graph.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(model))
-    parity, remark = _check_here(model, case, halved)
+    parity, remark = _check_here(model, case, halved, INT8_TOLERANCE if options.weights else TOLERANCE)
     return Variant(model=f"{case.folder.name}/{file}", spec=case.spec, parity=parity), halved, remark
 
 
-def _check_here(model: Path, case: Case, halved: Halved | None) -> tuple[Parity, str | None]:
-    """The parity of the graph on this machine, or as on a GPU, whichever is worse."""
+def _check_here(model: Path, case: Case, halved: Halved | None, tolerance: float) -> tuple[Parity, str | None]:
+    """The parity of the graph on this machine, or as on a GPU, whichever is worse; `tolerance` is that of float32."""
     try:
         with open_engine(model, case.spec, device="cpu") as engine:
             if halved is None:
-                return check_parity(engine, case.samples, case.wanted), None
+                return check_parity(engine, case.samples, case.wanted, tolerance), None
             here = check_parity(engine, case.samples, case.wanted, halved.parity.tolerance)
             return max(here, halved.parity, key=lambda parity: parity.error), None
     except BundleError:

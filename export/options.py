@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgediffusion.engines.errors import UsageError
+
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS = ("int8",)
 
@@ -15,7 +17,7 @@ class Options:
     """How a checkpoint becomes a bundle. Sources are whatever `sources.open_source` takes.
 
     `dtype` is what each component computes in, by folder; "" stands for all that are not named, float32 if absent.
-    `weights` stores the weights in another form than the source's.
+    `weights` "int8" stores what is multiplied with in 8 bits, for float32 only.
     `loras` are files with their scales, `embeddings` textual inversions. `revision` is that of a hub's repository.
     `license` is that of the weights; None takes what the checkpoint says. `resume` keeps what an interrupted export
     had finished.
@@ -32,6 +34,13 @@ class Options:
     embeddings: tuple[Path, ...] = ()
     revision: str | None = None
     resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weights and (halves := {name for name in self.dtype.values() if name != "float32"}):
+            names = ", ".join(sorted(halves))
+            raise UsageError(
+                f"--weights {self.weights} is for graphs in fp32, got --dtype {names}; leave one of them out"
+            )
 
     def dtype_of(self, component: str) -> str:
         """What the component in this folder computes in."""

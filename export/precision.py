@@ -25,6 +25,8 @@ from .verify import measure
 # Of torch's largest output. The 11 bits of float16 leave 5e-4 at each operator; measured over whole networks, tiny to
 # full-size, 5e-4 to 5e-3, while an operator that half precision breaks is off by 5e-2 and more. bfloat16 has 8 bits.
 TOLERANCES = {"float16": 1e-2, "bfloat16": 8e-2}
+# 8 bits are off by up to 4e-3 of a channel's largest weight.
+INT8_TOLERANCE = 0.15
 # float16 ends at 65504. Other pictures and prompts than the samples may go twice as far.
 RANGE = 65504 / 2
 MOST = 12  # islands that a search by error may add: with more, the whole component is better off in float32

@@ -34,7 +34,10 @@ def to_diffusers(bundle: Path, out: Path) -> None:
         weights.setdefault(folder, {}).update(part.weights)
         files.setdefault(folder, files[name])
         if integers := [key for key, weight in part.weights.items() if weight.dtype not in FLOATS]:
-            raise ExportError(f"{part.where}: {len(integers)} weights are integers, first {integers[0]}; export floats")
+            raise ExportError(
+                f"{part.where}: {len(integers)} weights are integers, first {integers[0]}; "
+                "export it without --weights int8"
+            )
     with staging(out.resolve(), keep=False) as work:
         for name, content in source.settings.items():
             if name != MANIFEST and not name.startswith(f"{GOLDEN}/"):

@@ -33,14 +33,14 @@ def references(module: nn.Module, spec: GraphSpec, samples: Sequence[Sample]) ->
 
 
 def check_parity(
-    engine: Engine, samples: Sequence[Sample], wanted: Sequence[dict[str, Array]], tolerance: float | None = None
+    engine: Engine, samples: Sequence[Sample], wanted: Sequence[dict[str, Array]], tolerance: float = TOLERANCE
 ) -> Parity:
     """Run each sample and compare with what torch gave.
 
     Raises:
-        ExportError: one of them misses `tolerance`, by default `TOLERANCE`, that of float32.
+        ExportError: one of them misses `tolerance`, by default that of float32.
     """
-    parity = measure(engine, samples, wanted, TOLERANCE if tolerance is None else tolerance)
+    parity = measure(engine, samples, wanted, tolerance)
     if not parity.error <= parity.tolerance:
         raise ExportError(
             f"{engine.spec.name}: off by {parity.error:.2g} of torch's largest output ({parity.worst}), "

@@ -107,7 +107,7 @@ def _export_components(
         )
         notes[name] = stage.finished() or _run(stage, report)
         parity = notes[name].record.parity
-        report(f"{name}: agrees with torch to {parity.error:.1e} (tolerance {parity.tolerance:.0e}; {parity.worst})")
+        report(f"{name}: agrees with torch to {parity.error:.1e} (tolerance {parity.tolerance:g}; {parity.worst})")
         if remark := notes[name].remark:
             report(remark)
     return notes, digests

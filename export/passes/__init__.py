@@ -14,7 +14,7 @@ from .merge_equal import merge_equal
 from .merge_transposes import merge_transposes
 from .probe_ranges import probe_ranges
 from .resolve_types import resolve_types
-from .store_weights import store_weights
+from .store_weights import matrices, store_weights
 from .strip import strip
 from .to_half import to_half
 
@@ -45,4 +45,4 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     return drop_unused(merge_equal(drop_no_ops(model)))
 
 
-__all__ = ["PASSES", "clean", "emulate_half", "probe_ranges", "simplify", "store_weights", "to_half"]
+__all__ = ["PASSES", "clean", "emulate_half", "matrices", "probe_ranges", "simplify", "store_weights", "to_half"]

@@ -139,7 +139,10 @@ def select(
         if not any(re.match(pattern, key) for pattern in skip):
             renamed[key] = weight
             if weight.dtype not in FLOATS:
-                raise ExportError(f"{part.where}: {key} has dtype {weight.dtype}; known: {', '.join(sorted(FLOATS))}")
+                raise ExportError(
+                    f"{part.where}: {key} has dtype {weight.dtype}; known: {', '.join(sorted(FLOATS))}; "
+                    "export the checkpoint that it was made from"
+                )
     for what, keys in (("missing", shapes.keys() - renamed.keys()), ("left over", renamed.keys() - shapes.keys())):
         if keys:
             raise ExportError(

@@ -39,14 +39,13 @@ def test_one_folder_is_where_the_built_in_model_goes(calls: list[tuple[Any, ...]
 
 
 def test_flags(calls: list[tuple[Any, ...]]) -> None:
-    flags = "--dtype fp16 --dtype vae_decoder=fp32 --weights int8 --opset 20 --vae v --unet u "
+    flags = "--dtype fp16 --dtype vae_decoder=fp32 --opset 20 --vae v --unet u "
     flags += (
         "--controlnet a --controlnet b --lora x.safetensors:0.8 --lora C:\\y.safetensors --embedding e --revision r"
     )
     export(["from", "to", *flags.split(), "--resume"])
     assert calls[0][2] == Options(
         dtype={"": "float16", "vae_decoder": "float32"},
-        weights="int8",
         opset=20,
         vae="v",
         unet="u",
@@ -56,8 +55,8 @@ def test_flags(calls: list[tuple[Any, ...]]) -> None:
         revision="r",
         resume=True,
     )
-    export(["to"])  # nothing of the last call is left in the defaults
-    assert calls[1][2] == Options()
+    export(["to", "--weights", "int8"])  # nothing of the last call is left in the defaults
+    assert calls[1][2] == Options(weights="int8")
 
 
 @pytest.mark.parametrize(

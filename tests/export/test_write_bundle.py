@@ -17,7 +17,7 @@ from onnx.external_data_helper import uses_external_data
 from safetensors import safe_open
 
 from edgediffusion.engines.errors import ExportError, UsageError
-from edgediffusion.export import stage, verify, write_bundle
+from edgediffusion.export import component, stage, verify, write_bundle
 from edgediffusion.export.component import Exported
 from edgediffusion.export.options import Options
 from edgediffusion.export.weights import read_header
@@ -214,7 +214,7 @@ def test_nothing_stays_behind(
 def test_a_bundle_that_misses_its_tolerance_is_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "TOLERANCE", 1e-9)
+    monkeypatch.setattr(component, "TOLERANCE", 1e-9)
     with pytest.raises(ExportError, match=r"text_encoder: off by .*e-07 of torch's largest output \(prompts of"):
         export_bundle(checkpoint, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,68 @@
+"""`--weights int8`: what is multiplied with in 8 bits, in every graph that has these weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx.external_data_helper import uses_external_data
+
+from edgediffusion.engines.errors import ExportError, UsageError
+from edgediffusion.export.options import Options
+from edgediffusion.export.precision import INT8_TOLERANCE
+from edgediffusion.export.to_diffusers import to_diffusers
+from edgediffusion.export.weights import SCALE, read_header
+from edgediffusion.export.write_bundle import export_bundle
+from edgediffusion.runtime.manifest import Manifest
+
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def int8(checkpoint: Path, controlnet: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A bundle in 8 bits with a ControlNet, and what its export reported."""
+    folder, lines = tmp_path_factory.mktemp("int8") / "bundle", list[str]()
+    options = Options(weights="int8", controlnets=(str(controlnet),))
+    export_bundle(checkpoint, folder, options, lines.append)
+    return folder, lines
+
+
+def test_weights_that_are_multiplied_with(int8: tuple[Path, list[str]]) -> None:
+    for name, record in Manifest.read(int8[0]).graphs.items():
+        assert (record.dtype, record.weights_dtype) == ("float32", "float16, float32, int8")
+        stored = read_header(int8[0] / record.weights)
+        for key in [key for key, tensor in stored.items() if tensor.dtype == "I8"]:
+            assert stored[key + SCALE].shape == stored[key].shape[:1]
+        kept = {key for key, tensor in stored.items() if len(tensor.shape) > 1 and tensor.dtype != "I8"}
+        assert all("embedding" in key for key in kept), name
+
+
+def test_the_loss_is_measured(int8: tuple[Path, list[str]]) -> None:
+    graphs = Manifest.read(int8[0]).graphs
+    for parity in (graph.parity for record in graphs.values() for graph in (record, *record.variants.values())):
+        assert 1e-4 < parity.error < parity.tolerance == INT8_TOLERANCE
+    reported = [line for line in int8[1] if "(tolerance 0.15; " in line]
+    assert [line.split(":")[0] for line in reported] == list(graphs)
+
+
+def test_a_variant_has_the_same_weights(int8: tuple[Path, list[str]]) -> None:
+    stored = read_header(int8[0] / UNET_WEIGHTS)
+    for name in ("model.onnx", "model.controlnet.onnx"):
+        graph = onnx.load(int8[0] / "unet" / name, load_external_data=False).graph
+        assert {tensor.name for tensor in graph.initializer if uses_external_data(tensor)} == stored.keys()
+        scaled = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        assert scaled == {key for key, tensor in stored.items() if tensor.dtype == "I8"}
+
+
+def test_no_way_back(int8: tuple[Path, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r": \d+ weights are integers, first \S+; export it without --weights int8$"):
+        to_diffusers(int8[0], tmp_path / "out")
+    with pytest.raises(ExportError, match=r" has dtype I8; known: BF16, F16, F32; export the checkpoint that it was"):
+        export_bundle(int8[0], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_float32_only() -> None:
+    with pytest.raises(UsageError, match=r"--weights int8 is for graphs in fp32, got --dtype float16; leave one of"):
+        Options(dtype={"unet": "float16"}, weights="int8")
