@@ -16,6 +16,7 @@ from edgediffusion.engines.errors import ExportError
 
 # What a child would spend its first seconds importing. A fork server imports it once, and never runs any of it.
 PRELOAD = ["edgediffusion.export.stage", "torch._dynamo", "torch.onnx._internal.exporter._core"]
+_GRACE = 10  # seconds for a child that has answered to put its things away
 
 
 def in_child(what: str, function: Callable[[], object]) -> int | None:
@@ -38,6 +39,7 @@ def in_child(what: str, function: Callable[[], object]) -> int | None:
     sender.close()
     try:
         error, peak = receiver.recv()
+        child.join(_GRACE)
     except EOFError:
         child.join()
         code = child.exitcode or 0
