@@ -12,7 +12,6 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
 
-from edgediffusion.engines.base import HostEngine
 from edgediffusion.engines.errors import BundleError, ExportError
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import Array, GraphSpec
@@ -24,7 +23,7 @@ from .families import Network, Sample, Seen
 from .golden import write_golden
 from .options import Options
 from .passes import matrices, store_weights
-from .precision import INT8_TOLERANCE, Case, Halved, halve, open_graph
+from .precision import INT8_TOLERANCE, Case, Halved, halve
 from .sources import Part, select
 from .to_onnx import quiet, to_onnx
 from .verify import TOLERANCE, check_parity, references
@@ -147,8 +146,7 @@ def _check_here(model: Path, case: Case, halved: Halved | None, tolerance: float
     A float32 graph is run as it is written: an engine's own copies of its weights would be twice the network.
     """
     if halved is None:
-        run = open_graph(case.model, case.folder, [tensor.name for tensor in case.spec.outputs])
-        return check_parity(HostEngine(case.spec, run), case.samples, case.wanted, tolerance), None
+        return check_parity(case.as_written(case.model), case.samples, case.wanted, tolerance), None
     try:
         with open_engine(model, case.spec, device="cpu") as engine:
             here = check_parity(engine, case.samples, case.wanted, halved.parity.tolerance)

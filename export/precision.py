@@ -46,11 +46,15 @@ class Case:
         """The graph in `dtype`."""
         return clean(to_half(self.model, dtype, islands))
 
+    def as_written(self, model: onnx.ModelProto) -> HostEngine:
+        """An engine over a form of the graph, see `open_graph`."""
+        return HostEngine(self.spec, open_graph(model, self.folder, [tensor.name for tensor in self.spec.outputs]))
+
     def check(self, dtype: str, islands: Collection[str], at: int | None = None) -> Parity:
         """How far `half` is from torch where each operator rounds its result; for the sample `at`, or all."""
         chosen = slice(None) if at is None else slice(at, at + 1)
-        run = open_graph(emulate_half(self.half(dtype, islands)), self.folder, [t.name for t in self.spec.outputs])
-        return measure(HostEngine(self.spec, run), self.samples[chosen], self.wanted[chosen], TOLERANCES[dtype])
+        engine = self.as_written(emulate_half(self.half(dtype, islands)))
+        return measure(engine, self.samples[chosen], self.wanted[chosen], TOLERANCES[dtype])
 
 
 @dataclass(frozen=True)

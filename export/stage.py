@@ -16,7 +16,7 @@ import numpy as np
 from edgediffusion.engines.spec import Array
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.golden import GOLDEN
-from edgediffusion.runtime.manifest import FileRecord, GraphRecord, parse_graph
+from edgediffusion.runtime.manifest import FileRecord, GraphRecord, parse_graph, sha256_of
 
 from .component import export_component
 from .families import FAMILIES
@@ -86,30 +86,30 @@ class Stage:
         note = Note(self.key, exported.record, exported.remark, files)
         (self.notes / f"{self.name}.json").write_text(json.dumps(dataclasses.asdict(note)), encoding="utf-8")
 
-    def finished(self) -> Note | None:
-        """The note of this stage, if it was run to its end with the same `key` and its files are as it left them."""
+    def note(self) -> Note | None:
+        """What `run` left, if it came to its end."""
         try:
             record = json.loads((self.notes / f"{self.name}.json").read_text(encoding="utf-8"))
             files = {name: FileRecord(**file) for name, file in record["files"].items()}
-            note = Note(record["key"], parse_graph(record["record"]), record["remark"], files)
-            whole = all(file_record(self.bundle / name) == file for name, file in files.items())
+            return Note(record["key"], parse_graph(record["record"]), record["remark"], files)
         except (OSError, ValueError, KeyError, TypeError):  # none, or cut short
             return None
-        return note if whole and note.key == self.key else None
+
+    def finished(self) -> Note | None:
+        """The note of an earlier `run` with the same `key`, if its files are as it left them."""
+        note = self.note()
+        return note if note is not None and note.key == self.key and self._whole(note) else None
+
+    def _whole(self, note: Note) -> bool:
+        try:
+            return all(file_record(self.bundle / name) == file for name, file in note.files.items())
+        except OSError:
+            return False
 
 
 def file_record(path: Path) -> FileRecord:
     """Size and digest of a file."""
-    return FileRecord(bytes=path.stat().st_size, sha256=digest(path))
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            sha256.update(chunk)
-    return sha256.hexdigest()
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def _write_outputs(path: Path, outputs: list[dict[str, Array]]) -> None:

@@ -50,11 +50,10 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class CastWeight:
-    """`weight` in another `dtype`."""
+class Derived:
+    """What subclasses compute from `weight`, and like it where they do not say otherwise."""
 
     weight: Weight
-    dtype: str
 
     @property
     def file(self) -> Path:
@@ -62,20 +61,37 @@ class CastWeight:
         return self.weight.file
 
     @property
+    def dtype(self) -> str:
+        """See `Weight`."""
+        return self.weight.dtype
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """See `Weight`."""
         return self.weight.shape
 
+
+@dataclass(frozen=True)
+class CastWeight(Derived):
+    """`weight` in another dtype, the one named `to`."""
+
+    to: str
+
+    @property
+    def dtype(self) -> str:
+        """See `Weight`."""
+        return self.to
+
     def read(self) -> torch.Tensor:
         """See `Weight`."""
-        return self.weight.read().to(TORCH_DTYPES[self.dtype])
+        return self.weight.read().to(TORCH_DTYPES[self.to])
 
 
 @dataclass(frozen=True)
 class Int8Weight(CastWeight):
     """`weight` in units of its scales, rounded to the nearest."""
 
-    dtype: str = "I8"
+    to: str = "I8"
 
     def read(self) -> torch.Tensor:
         """See `Weight`. From -127 to 127."""
@@ -88,7 +104,7 @@ class Int8Weight(CastWeight):
 class Scales(CastWeight):
     """A 127th of the largest value of each output channel (axis 0) of `weight`."""
 
-    dtype: str = "F32"
+    to: str = "F32"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from edgediffusion.engines.errors import ExportError, UsageError
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
-from edgediffusion.runtime.manifest import MANIFEST, Manifest
+from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest, sha256_of
 
 from .families import FAMILIES
 from .options import Options
 from .process import in_child
 from .sources import MODEL_INDEX, Part, Source, gather
-from .stage import TOOLS, Note, Stage, digest, file_record
+from .stage import TOOLS, Note, Stage, file_record
 from .staging import BUNDLE, staging
 from .tokenizer import write_tokenizer
 
@@ -57,7 +57,7 @@ def export_bundle(
             license=checkpoint.license() if options.license is None else options.license,
             versions={tool: importlib.metadata.version(tool) for tool in TOOLS},
             graphs={name: note.record for name, note in notes.items()},
-            files={path.relative_to(bundle).as_posix(): file_record(path) for path in _files(bundle)},
+            files=_records(bundle, notes),
         )
         (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -96,7 +96,7 @@ def _export_components(
     digests: dict[str, str] = {}
     for name, part in parts.items():
         sources = {f"{path.parent.name}/{path.name}": path for path in part.files}
-        digests |= {key: digest(path) for key, path in sources.items() if key not in digests}
+        digests |= {key: sha256_of(path) for key, path in sources.items() if key not in digests}
         stage = Stage(
             family=family,
             name=name,
@@ -118,9 +118,16 @@ def _run(stage: Stage, report: Callable[[str], None]) -> Note:
     peak = in_child(stage.name, stage.run)
     if peak is not None:
         report(f"{stage.name}: took at most {peak / 2**20:.0f} MiB of memory")
-    note = stage.finished()
+    note = stage.note()
     assert note is not None
     return note
+
+
+def _records(bundle: Path, notes: Mapping[str, Note]) -> dict[str, FileRecord]:
+    """Of every file: what a component's note says, which has digested the large ones, else what is there."""
+    noted = {name: record for note in notes.values() for name, record in note.files.items()}
+    names = {path.relative_to(bundle).as_posix(): path for path in _files(bundle)}
+    return {name: noted[name] if name in noted else file_record(path) for name, path in names.items()}
 
 
 def _copy_settings(source: Source, bundle: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +16,8 @@ from edgediffusion.engines.spec import GraphSpec
 
 from .families import FAMILIES, Family
 from .foreign import adapt, describe, is_foreign
-from .manifest import FileRecord, Manifest
+from .manifest import FileRecord, Manifest, sha256_of
 
-_CHUNK = 1 << 20
 _REMEDY = "copy or export the bundle again"
 
 
@@ -180,12 +178,8 @@ def _check_size(path: Path, record: FileRecord) -> None:
 def _check_digest(path: Path, record: FileRecord) -> None:
     if record.sha256 is None:
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != record.sha256:
-        raise BundleError(f"{path}: altered, SHA-256 {digest.hexdigest()}, expected {record.sha256}; {_REMEDY}")
+    if (found := sha256_of(path)) != record.sha256:
+        raise BundleError(f"{path}: altered, SHA-256 {found}, expected {record.sha256}; {_REMEDY}")
 
 
 def _check_digests(files: Mapping[Path, FileRecord]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from edgediffusion.engines.errors import ExportError
 
-from ..weights import TORCH_DTYPES, StoredTensor, Weight, read_header
+from ..weights import TORCH_DTYPES, Derived, StoredTensor, read_header
 from .base import Config, EditedPart, Part, Source, parse_json, pickled
 from .folder import PICKLES
 
@@ -32,10 +32,9 @@ _ROWS = "embeddings.token_embedding.weight"
 
 
 @dataclass(frozen=True)
-class Extended:
-    """`base` (tokens, width) with the rows of `added` (vectors, width), or (width,), behind it."""
+class Extended(Derived):
+    """`weight` (tokens, width) with the rows of `added` (vectors, width), or (width,), behind it."""
 
-    base: Weight
     added: StoredTensor
 
     @property
@@ -44,19 +43,14 @@ class Extended:
         return self.added.file
 
     @property
-    def dtype(self) -> str:
-        """As `base`."""
-        return self.base.dtype
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """With the rows."""
-        return self.base.shape[0] + _vectors(self.added), self.base.shape[1]
+        return self.weight.shape[0] + _vectors(self.added), self.weight.shape[1]
 
     def read(self) -> torch.Tensor:
-        """The rows are rounded to the type of `base`."""
+        """The rows are rounded to the type of `weight`."""
         rows = self.added.read().reshape(-1, self.shape[1]).to(TORCH_DTYPES[self.dtype])
-        return torch.cat([self.base.read(), rows])
+        return torch.cat([self.weight.read(), rows])
 
 
 def add_embeddings(source: Source, files: Sequence[Path]) -> Source:

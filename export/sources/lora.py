@@ -15,7 +15,7 @@ import torch
 
 from edgediffusion.engines.errors import ExportError
 
-from ..weights import TORCH_DTYPES, StoredTensor, Weight, read_header
+from ..weights import TORCH_DTYPES, Derived, StoredTensor, Weight, read_header
 from .base import EditedPart, Part, Source, pickled
 from .folder import PICKLES
 from .original.unet import original_keys
@@ -66,10 +66,9 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Fused:
-    """`base` with a delta added, in the type of `base`."""
+class Fused(Derived):
+    """`weight` with a delta added, in the type of `weight`."""
 
-    base: Weight
     delta: Delta
 
     @property
@@ -77,19 +76,9 @@ class Fused:
         """That of the LoRA, which is the likelier culprit."""
         return self.delta.up.file
 
-    @property
-    def dtype(self) -> str:
-        """As `base`."""
-        return self.base.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As `base`."""
-        return self.base.shape
-
     def read(self) -> torch.Tensor:
         """The sum is taken in float32."""
-        total = self.base.read().float() + self.delta.read().reshape(self.shape)
+        total = self.weight.read().float() + self.delta.read().reshape(self.shape)
         return total.to(TORCH_DTYPES[self.dtype])
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from ...weights import StoredTensor, Weight
+from ...weights import Derived, StoredTensor, Weight
 from ..base import Config
 from .unet import count
 
@@ -28,20 +27,8 @@ HEAD_DIM = 64  # of every CLIP that Stable Diffusion reads
 
 
 @dataclass(frozen=True)
-class Transposed:
+class Transposed(Derived):
     """A matrix that is stored the other way round."""
-
-    weight: StoredTensor
-
-    @property
-    def file(self) -> Path:
-        """Where it is stored."""
-        return self.weight.file
-
-    @property
-    def dtype(self) -> str:
-        """As it is stored."""
-        return self.weight.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
