@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,23 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output. A string in `shape` is a free dimension, equal wherever its name recurs."""
+    """One input or output. A string in `shape` is a free dimension, equal wherever its name recurs.
+
+    `8*height` and `height/8` are made from `height`, the latter rounded up.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+    def fixed(self, sizes: Mapping[str, int]) -> TensorSpec:
+        """The tensor without free dimensions. KeyError where `sizes` lacks one."""
+        return replace(self, shape=tuple(d if isinstance(d, int) else _size(d, sizes) for d in self.shape))
+
+
+def _size(dimension: str, sizes: Mapping[str, int]) -> int:
+    factor, name, divisor = re.fullmatch(r"(?:(\d+)\*)?(\w+)(?:/(\d+))?", dimension).groups(default="1")  # type: ignore[union-attr]
+    return -(-int(factor) * sizes[name] // int(divisor))
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,11 @@ class GraphSpec:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def fixed(self, sizes: Mapping[str, int]) -> GraphSpec:
+        """The graph at one size: `sizes` are those of its free dimensions, such as batch, height and width."""
+        inputs, outputs = (tuple(t.fixed(sizes) for t in tensors) for tensors in (self.inputs, self.outputs))
+        return GraphSpec(self.name, inputs, outputs)
 
     def check_feeds(self, feeds: Mapping[str, Array], *, partial: bool = False) -> None:
         """Raise `GraphMismatch` unless `feeds` has this graph's inputs in fitting dtypes and shapes.

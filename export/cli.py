@@ -11,6 +11,7 @@ from typing import Any
 
 from edgediffusion.engines.errors import BackendUnavailable
 from edgediffusion.runtime.cli import Parser
+from edgediffusion.runtime.manifest import Static
 from edgediffusion.runtime.pipeline import BUILTIN
 
 from .options import DTYPES, WEIGHTS, Options
@@ -57,6 +58,12 @@ def _parser() -> Parser:
     )
     add("--weights", choices=WEIGHTS, help="store the weights in this form, computing as --dtype says")
     add("--opset", type=int, default=Options.opset, metavar="N", help="of ONNX; default: %(default)s")
+    add(
+        "--static",
+        type=_static,
+        metavar="BxHxW",
+        help="graphs for B pictures of that height and width in pixels only, such as 1x512x512; default: for any",
+    )
     add("--vae", metavar="SOURCE", help="take the VAE from there")
     add("--unet", metavar="SOURCE", help="take the UNet from there")
     add("--controlnet", dest="controlnets", **_REPEATED, metavar="SOURCE", help="add a ControlNet; repeatable")
@@ -91,6 +98,14 @@ def _dtype(text: str) -> tuple[str, str]:
     if name not in DTYPES:
         raise argparse.ArgumentTypeError(f"{name!r}, known: {', '.join(DTYPES)}")
     return component, DTYPES[name]
+
+
+def _static(text: str) -> Static:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted BATCHxHEIGHTxWIDTH, such as 1x512x512")
+    batch, height, width = map(int, match.groups())
+    return Static(batch=batch, height=height, width=width)
 
 
 def _lora(text: str) -> tuple[Path, float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgediffusion.engines.errors import UsageError
+from edgediffusion.runtime.manifest import Static
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS = ("int8",)
@@ -18,6 +19,7 @@ class Options:
 
     `dtype` is what each component computes in, by folder; "" stands for all that are not named, float32 if absent.
     `weights` "int8" stores what is multiplied with in 8 bits, for float32 only.
+    `static` makes graphs for that batch and size alone; None makes them for any.
     `loras` are files with their scales, `embeddings` textual inversions. `revision` is that of a hub's repository.
     `license` is that of the weights; None takes what the checkpoint says. `resume` keeps what an interrupted export
     had finished.
@@ -26,6 +28,7 @@ class Options:
     dtype: Mapping[str, str] = field(default_factory=dict)
     weights: str | None = None
     opset: int = 18
+    static: Static | None = None
     license: str | None = None
     vae: str | None = None
     unet: str | None = None

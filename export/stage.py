@@ -41,7 +41,8 @@ class Note:
 class Stage:
     """The export of the component `name` to `folder / BUNDLE`; its note and torch's outputs go to `NOTES`.
 
-    `source_sha256` are the digests of the files that the weights come from.
+    `source_sha256` are the digests of the files that the weights come from. `sizes` are what the free dimensions of its
+    graphs are fixed to, None where they stay free.
     """
 
     family: str
@@ -49,6 +50,7 @@ class Stage:
     part: Part
     options: Options
     source_sha256: dict[str, str]
+    sizes: dict[str, int] | None
     folder: Path
 
     @property
@@ -66,7 +68,7 @@ class Stage:
         """Weights, config, options and tools: two stages of one key write the same files."""
         options = dataclasses.replace(self.options, resume=False, license=None)
         tools = {tool: importlib.metadata.version(tool) for tool in TOOLS}
-        parts = (self.family, self.source_sha256, self.part.config, repr(options), tools)
+        parts = (self.family, self.source_sha256, self.part.config, repr(options), self.sizes, tools)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def run(self) -> None:
@@ -79,6 +81,7 @@ class Stage:
         (component,) = (c for c in RUNTIME_FAMILIES[self.family].components if c.folder == self.name)
         seen = {path.stem: _read_outputs(path) for path in self.notes.glob("*.npz")}
         network = FAMILIES[self.family][self.name]
+        network = network if self.sizes is None else network.fixed(self.sizes)
         exported = export_component(self.part, component, network, seen, self.bundle, self.options)
         _write_outputs(self.notes / f"{self.name}.npz", exported.outputs)
         paths = [*(self.bundle / self.name).iterdir(), self.bundle / GOLDEN / f"{self.name}.safetensors"]

@@ -16,6 +16,7 @@ from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest, sha25
 from .families import FAMILIES
 from .options import Options
 from .process import in_child
+from .sizes import static_sizes
 from .sources import MODEL_INDEX, Part, Source, gather
 from .stage import TOOLS, Note, Stage, file_record
 from .staging import BUNDLE, staging
@@ -37,15 +38,16 @@ def export_bundle(
     `out` appears when everything is in it.
 
     Raises:
-        UsageError: `out` is taken, or cannot be made.
+        UsageError: `out` is taken, or cannot be made; or no graph can have the size of `options.static`.
         ExportError, UnknownName: `source` is not a whole checkpoint of a known family, or a graph disagrees with torch.
     """
     checkpoint = gather(source, options)
     family = checkpoint.family
     parts = _parts(checkpoint)
+    sizes = {} if options.static is None else static_sizes(family, parts, options.static)
     with staging(out.resolve(), keep=options.resume) as folder:
         _check_disk(out, folder, parts.values(), options)
-        notes, digests = _export_components(family, parts, options, folder, report)
+        notes, digests = _export_components(family, parts, sizes, options, folder, report)
         report("tokenizer, scheduler and manifest")
         bundle = folder / BUNDLE
         _copy_settings(checkpoint, bundle)
@@ -58,6 +60,7 @@ def export_bundle(
             versions={tool: importlib.metadata.version(tool) for tool in TOOLS},
             graphs={name: note.record for name, note in notes.items()},
             files=_records(bundle, notes),
+            static=options.static,
         )
         (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -90,7 +93,12 @@ def _check_disk(out: Path, folder: Path, parts: Iterable[Part], options: Options
 
 
 def _export_components(
-    family: str, parts: Mapping[str, Part], options: Options, folder: Path, report: Callable[[str], None]
+    family: str,
+    parts: Mapping[str, Part],
+    sizes: Mapping[str, dict[str, int]],
+    options: Options,
+    folder: Path,
+    report: Callable[[str], None],
 ) -> tuple[dict[str, Note], dict[str, str]]:
     notes: dict[str, Note] = {}
     digests: dict[str, str] = {}
@@ -103,6 +111,7 @@ def _export_components(
             part=part,
             options=options,
             source_sha256={key: digests[key] for key in sources},
+            sizes=sizes.get(name),
             folder=folder,
         )
         notes[name] = stage.finished() or _run(stage, report)

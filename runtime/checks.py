@@ -13,6 +13,7 @@ from .schedulers.config import pick
 if TYPE_CHECKING:
     from .run import Run
 
+_EXPORT_AGAIN = "export it again without --static: edgediffusion export BUNDLE OUT"
 _SCALES = {"guidance_scale": 7.5, "image_guidance_scale": 1.5, "controlnet_conditioning_scale": 1}
 
 
@@ -23,7 +24,7 @@ def check_run(run: Run) -> None:
         UsageError: something did.
     """
     pick("noise", run.noise, NOISES)
-    for check in (_check_numbers, _check_sizes, _check_start, _check_texts, _check_controlnets):
+    for check in (_check_numbers, _check_sizes, _check_static, _check_start, _check_texts, _check_controlnets):
         check(run)
 
 
@@ -46,6 +47,25 @@ def _check_sizes(run: Run) -> None:
         if size < 1 or size % multiple:
             nearest = max(1, round(size / multiple)) * multiple
             raise UsageError(f"{name} {size}; wanted a positive multiple of {multiple}, such as {nearest}")
+
+
+def _check_static(run: Run) -> None:
+    """Against what the graphs of a static bundle are for."""
+    manifest = run.pipeline.bundle.manifest
+    if (static := manifest.static) is None:
+        return
+    if (run.width, run.height) != (static.width, static.height):
+        raise UsageError(
+            f"size {run.width}x{run.height}; this bundle is static, for {static.width}x{static.height}; "
+            f"draw that, or {_EXPORT_AGAIN}"
+        )
+    rows = manifest.graphs["unet"].spec.inputs[0].shape[0]
+    if (got := run.num_images * run.task.guidance(run).branches) != rows:
+        usual = f"num_images {static.batch}" + (" with guidance" if rows != static.batch else "")
+        raise UsageError(
+            f"num_images {run.num_images} at guidance_scale {run.guidance_scale:g}: a batch of {got} for the UNet; "
+            f"this bundle is static, for {rows} ({usual}); draw that, or {_EXPORT_AGAIN}"
+        )
 
 
 def _check_start(run: Run) -> None:

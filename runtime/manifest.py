@@ -38,6 +38,21 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Static:
+    """What the graphs of a static bundle are for, and nothing else: `batch` pictures of this size in pixels.
+
+    The UNet's own batch is larger where there is guidance; the graphs' specs have the numbers.
+    """
+
+    batch: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parity:
     """Distance of a graph from torch: max |graph - torch| / max |torch|, worst sample and output, in float64."""
 
@@ -80,6 +95,7 @@ class Manifest:
     """The whole of `edgediffusion.json`.
 
     `source` names the checkpoint, `source_sha256` its weight files; `versions` are the tools that wrote the bundle.
+    `static` is None where the graphs take any batch and size.
     """
 
     family: str
@@ -90,6 +106,7 @@ class Manifest:
     versions: dict[str, str]
     graphs: dict[str, GraphRecord]
     files: dict[str, FileRecord]
+    static: Static | None = None
 
     def to_json(self) -> str:
         """The text of the file."""
@@ -119,9 +136,11 @@ class Manifest:
                 )
             if schema == 1:
                 record = _from_schema_1(record)
+            static = record.get("static")
             return cls(
                 **record
                 | {
+                    "static": None if static is None else Static(**static),
                     "graphs": {name: parse_graph(graph) for name, graph in record["graphs"].items()},
                     "files": {name: FileRecord(**file) for name, file in record["files"].items()},
                 }

@@ -143,6 +143,8 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
     if "image" in given:
         pipeline.bundle.prefetch("vae_encoder")
         size = space.whole(*given["image"].size)
+    if (static := pipeline.bundle.manifest.static) is not None:
+        size = static.width, static.height
     defaults: dict[str, Any] = {"noise": "numpy", "width": size[0], "height": size[1], "num_images": 1}
     chosen = defaults | dataclasses.asdict(family.defaults) | given
     name = short_name(chosen.pop("scheduler", pipeline.scheduler_config.get("_class_name", "")))

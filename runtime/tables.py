@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .doctor import Machine
     from .golden import Check
-    from .manifest import Manifest
+    from .manifest import Manifest, Static
     from .metadata import Parameters
     from .schedulers import Sampler
 
@@ -43,6 +43,7 @@ def show_manifest(manifest: Manifest) -> None:
         "source": manifest.source,
         "licence": manifest.license,
         "opset": manifest.opset,
+        "sizes": "any" if manifest.static is None else f"static, {_static(manifest.static)}",
         "written with": _versions(manifest.versions),
         "files": f"{len(manifest.files)}, {_size(sum(record.bytes for record in manifest.files.values()))}",
     }
@@ -140,6 +141,10 @@ def _table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]
 
 def _signature(tensors: Iterable[TensorSpec]) -> str:
     return "\n".join(f"{t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in tensors)
+
+
+def _static(static: Static) -> str:
+    return f"{static.batch} of {static.width}x{static.height} pixels"
 
 
 def _versions(versions: Mapping[str, str]) -> str:

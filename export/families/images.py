@@ -51,5 +51,6 @@ IMAGE_ENCODER = Network(
     spec=image_encoder_spec,
     samples=image_encoder_samples,
     folders=("image_encoder",),
+    batch=1,
     skip=(POSITION_IDS,),
 )

@@ -12,6 +12,7 @@ from ..sources import Config
 from ..wrappers import ProjectedTextEncoder, TextEncoder
 from .base import POSITION_IDS, Network, Sample, Seen
 
+PROMPTS = 2  # the runtime encodes the negative prompt and the prompt at once
 BATCHES = ((5, -1), (0,), (12, 1))  # words of each prompt; -1: as many as there is room for
 
 
@@ -66,6 +67,7 @@ def text_encoder(*, hidden_states: bool) -> Network:
         spec=partial(text_encoder_spec, hidden_states=hidden_states),
         samples=text_encoder_samples,
         folders=("text_encoder",),
+        batch=PROMPTS,
         renames=((r"^(?!text_model\.)", "text_model."),),
         skip=(POSITION_IDS,),
     )
@@ -76,6 +78,7 @@ TEXT_ENCODER_2 = Network(
     spec=projected_text_encoder_spec,
     samples=text_encoder_samples,
     folders=("text_encoder_2",),
+    batch=PROMPTS,
     renames=((r"^(?!text_model\.|text_projection\.)", "text_model."),),
     skip=(POSITION_IDS,),
 )

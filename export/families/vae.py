@@ -16,7 +16,7 @@ SIZES = ((136, 192), (128, 128))  # of pictures; the first gives latents of 17 x
 
 def vae_encoder_spec(config: Config) -> GraphSpec:
     """Pictures to the distribution of their latents; to the latents themselves with AutoencoderTiny."""
-    factor, channels = _pixels_per_latent(config), config["latent_channels"]
+    factor, channels = pixels_per_latent(config), config["latent_channels"]
     size = ("batch", f"height/{factor}", f"width/{factor}")
     tiny = config["_class_name"] == "AutoencoderTiny"
     name, channels = ("latent_sample", channels) if tiny else ("latent_parameters", 2 * channels)
@@ -39,7 +39,7 @@ def vae_encoder_samples(config: Config, seen: Seen) -> list[Sample]:
 
 def vae_decoder_spec(config: Config) -> GraphSpec:
     """Latents to pictures."""
-    factor = _pixels_per_latent(config)
+    factor = pixels_per_latent(config)
     return GraphSpec(
         "vae_decoder",
         (TensorSpec("latent_sample", "float32", ("batch", config["latent_channels"], "height", "width")),),
@@ -63,7 +63,7 @@ def latents(seen: Seen) -> list[Array]:
     return found
 
 
-def _pixels_per_latent(config: Config) -> int:
+def pixels_per_latent(config: Config) -> int:
     """Each block but one halves the size."""
     key = "encoder_block_out_channels" if config["_class_name"] == "AutoencoderTiny" else "block_out_channels"
     return 1 << len(config[key]) - 1
@@ -80,6 +80,8 @@ VAE = {
         spec=vae_encoder_spec,
         samples=vae_encoder_samples,
         folders=("vae_encoder", "vae"),
+        batch=1,
+        pixels=True,
         renames=_OLD_ATTENTION,
         skip=(r"decoder\.", r"post_quant_conv\."),
     ),
@@ -88,6 +90,7 @@ VAE = {
         spec=vae_decoder_spec,
         samples=vae_decoder_samples,
         folders=("vae_decoder", "vae"),
+        batch=1,
         renames=_OLD_ATTENTION,
         skip=(r"encoder\.", r"quant_conv\."),
     ),

@@ -40,6 +40,7 @@ class Family:
     `text_layer` is which of each text encoder's hidden states the UNet reads, -2 the last but one, None the last, with
     its final norm. `force_zeros_for_empty_prompt` holds where `model_index.json` doesn't say: no negative prompt is
     zeros then, instead of an empty prompt.
+    `branches` is how many rows of the UNet's batch belong to one picture under guidance, see `guidance.Guidance`.
     """
 
     pipeline_classes: tuple[str, ...]
@@ -48,6 +49,7 @@ class Family:
     pipelines: tuple[str, ...] = ("text2image", "image2image")
     text_layer: int | None = None
     force_zeros_for_empty_prompt: bool = False
+    branches: int = 2
     defaults: Defaults = Defaults()
 
     @property

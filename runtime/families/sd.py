@@ -28,6 +28,7 @@ SD_PIX2PIX = replace(
     pipeline_classes=("StableDiffusionInstructPix2PixPipeline",),
     scheduler_config={},
     pipelines=("pix2pix",),
+    branches=3,
 )
 LCM = replace(
     SD,

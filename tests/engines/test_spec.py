@@ -45,6 +45,20 @@ def test_feeds_that_do_not_fit(feeds: Mapping[str, Array], message: str) -> None
         SPEC.check_feeds(feeds)
 
 
+def test_one_size_of_a_graph() -> None:
+    """What is made from a size is rounded up, as the convolutions of a UNet do it."""
+    spec = GraphSpec(
+        "unet",
+        (TensorSpec("sample", "float32", ("batch", 4, "height/8", "8*width")),),
+        (TensorSpec("out", "int64", ("width/2",)),),
+    )
+    fixed = spec.fixed({"batch": 2, "height": 64, "width": 17})
+    assert [tensor.shape for tensor in (*fixed.inputs, *fixed.outputs)] == [(2, 4, 8, 136), (9,)]
+    assert fixed.fixed({}) == fixed
+    with pytest.raises(KeyError, match="height"):
+        spec.fixed({"batch": 2, "width": 17})
+
+
 def test_partial_feeds_are_checked_too() -> None:
     with pytest.raises(GraphMismatch, match="unet: unknown input t; known"):
         SPEC.check_feeds({"t": TIMESTEP}, partial=True)

@@ -12,6 +12,7 @@ from edgediffusion.engines.errors import BackendUnavailable, UsageError
 from edgediffusion.export import write_bundle
 from edgediffusion.export.cli import export
 from edgediffusion.export.options import Options
+from edgediffusion.runtime.manifest import Static
 from edgediffusion.runtime.pipeline import BUILTIN
 
 
@@ -39,7 +40,7 @@ def test_one_folder_is_where_the_built_in_model_goes(calls: list[tuple[Any, ...]
 
 
 def test_flags(calls: list[tuple[Any, ...]]) -> None:
-    flags = "--dtype fp16 --dtype vae_decoder=fp32 --opset 20 --vae v --unet u "
+    flags = "--dtype fp16 --dtype vae_decoder=fp32 --opset 20 --static 2x512x768 --vae v --unet u "
     flags += (
         "--controlnet a --controlnet b --lora x.safetensors:0.8 --lora C:\\y.safetensors --embedding e --revision r"
     )
@@ -47,6 +48,7 @@ def test_flags(calls: list[tuple[Any, ...]]) -> None:
     assert calls[0][2] == Options(
         dtype={"": "float16", "vae_decoder": "float32"},
         opset=20,
+        static=Static(batch=2, height=512, width=768),
         vae="v",
         unet="u",
         controlnets=("a", "b"),
@@ -63,6 +65,8 @@ def test_flags(calls: list[tuple[Any, ...]]) -> None:
     ("flag", "message"),
     [
         ("--dtype=unet=fp8", "argument --dtype: 'fp8', known: fp32, fp16, bf16; see: edgediffusion export --help"),
+        ("--static=512x512", "argument --static: '512x512', wanted BATCHxHEIGHTxWIDTH, such as 1x512x512; see"),
+        ("--static=0x512x512", "argument --static: '0x512x512', wanted BATCHxHEIGHTxWIDTH"),
         ("--weights=int3", "argument --weights: invalid choice: 'int3'"),
     ],
 )

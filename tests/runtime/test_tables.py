@@ -86,6 +86,7 @@ def test_a_manifest(capsys: pytest.CaptureFixture[str]) -> None:
         "family sd",
         "source a checkpoint",
         "licence Apache-2.0",
+        "sizes any",
         "written with torch 2.13",
         "files 2, 2.0 GiB",
         "unet float32 sample float32 (batch, 4) out_sample float32 (batch, 4) 3.0 MiB float16 2.0e-06, allowed 1e-04",
