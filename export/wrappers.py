@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -17,6 +18,7 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
 from .sources import Config
 
@@ -65,6 +67,19 @@ def pool(last_hidden_state: Tensor, input_ids: Tensor, eos_token_id: int) -> Ten
     return (chosen[:, None].to(last_hidden_state.dtype) @ last_hidden_state).squeeze(1)
 
 
+class ImageEmbeddings(CLIPVisionEmbeddings):
+    """A vector for each patch of a picture, behind one for the whole. A subclass: its parameters keep their names.
+
+    That one is added to zeros, where transformers repeats it, for which ONNX needs to know the batch.
+    """
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """(batch, 3, size, size) -> (batch, 1 + patches, d)."""
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        whole = functional.pad(self.class_embedding[None], (0, 0, 0, patches.shape[1]))
+        return functional.pad(patches, (0, 0, 1, 0)) + (whole + self.position_embedding.weight)
+
+
 class ImageEncoder(nn.Module):
     """CLIP's vision tower and its projection into the space that it shares with the text."""
 
@@ -72,6 +87,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         model = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config))
         self.vision_model = model.vision_model
+        self.vision_model.embeddings = ImageEmbeddings(model.config)
         self.visual_projection = model.visual_projection
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ CASES = {
     "sdxl": ("sdxl", ("text_encoder", *XL)),
     "sdxl_refiner": ("sdxl_refiner", XL),
 }
-REPEATING = {("sd", "image_encoder"), ("sd_taesd", "vae_encoder")}
 SLOW = {"sd2", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_refiner"}  # another export each: pytest -m slow
 
 
@@ -77,13 +76,8 @@ def test_every_parameter_is_in_the_weights_file_and_none_is_stored_twice(
 
 
 def test_no_arithmetic_on_shapes(case: str, bundles: Callable[[str], Path]) -> None:
-    """What the CUDA provider would compute on the CPU. A Shape goes straight into a Reshape or a Resize.
-
-    Two networks that run once a picture still repeat a token or a constant over the batch, by a computed shape.
-    """
+    """What the CUDA provider would compute on the CPU. A Shape goes straight into a Reshape or a Resize."""
     for name, record in Manifest.read(bundles(case)).graphs.items():
-        if (case, name) in REPEATING:
-            continue
         nodes = onnx.load(bundles(case) / record.model, load_external_data=False).graph.node
         assert not {node.op_type for node in nodes} & {"Size", "NonZero", "Range", "Expand", "GatherND", "CumSum"}, name
         shapes = {node.output[0] for node in nodes if node.op_type == "Shape"}

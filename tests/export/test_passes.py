@@ -19,7 +19,7 @@ from edgediffusion.export.passes import PASSES, clean, emulate_half, probe_range
 from edgediffusion.export.passes.drop_no_ops import drop_no_ops
 from edgediffusion.export.passes.drop_unused import drop_unused
 from edgediffusion.export.passes.fold_constants import fold_constants
-from edgediffusion.export.passes.graph import element_types, float_values
+from edgediffusion.export.passes.graph import constants, element_types, float_values
 from edgediffusion.export.passes.merge_equal import merge_equal
 from edgediffusion.export.passes.probe_ranges import RANGES
 from edgediffusion.export.passes.resolve_types import resolve_types
@@ -65,6 +65,15 @@ def test_fold_constants_computes_what_needs_no_input() -> None:
     assert ops(model) == ["Add"]
     assert values(model)["b"] == 4.0
     assert model.graph.node[0].input == ["x", "b"]
+
+
+def test_fold_constants_knows_the_shapes_of_weights() -> None:
+    body = "s = Shape(w) t = Shape<end = 1>(w) u = Shape(x) z = Expand(zero, t) v = Add(x, z) y = Reshape(v, u)"
+    weight = graph(body, "float[4, 2] w = {0, 0, 0, 0, 0, 0, 0, 0}, float zero = {0}")
+    weight.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    model = fold_constants(weight)
+    assert ops(model) == ["Shape", "Add", "Reshape"]
+    assert constants(model)["z"].tolist() == [0.0] * 4
 
 
 def test_fold_constants_leaves_weights_and_outputs_alone() -> None:
