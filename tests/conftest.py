@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,16 +147,20 @@ def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def bundles(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundles of `checkpoints`."""
+    """The bundles of `checkpoints`. All processes of a run share them: an export takes a minute."""
+    from filelock import FileLock
+
     from edgediffusion.export.write_bundle import export_bundle
 
-    made: dict[str, Path] = {}
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "bundles"
+    shared.mkdir(exist_ok=True)
 
     def bundle(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("bundles") / name
-            export_bundle(checkpoints(name), made[name])
-        return made[name]
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / name).exists():
+                export_bundle(checkpoints(name), shared / name)
+        return shared / name
 
     return bundle
 
