@@ -175,9 +175,11 @@ def weighted_sum(weights: Sequence[float], columns: Sequence[F32]) -> F32:
     for weight, column in zip(weights, columns, strict=False):
         if weight == 1:
             whole.append(column)
-        elif weight != 0 and result is None:
+        elif weight == 0:
+            continue
+        elif result is None:
             result = weight * column
-        elif weight != 0:
+        else:
             term = np.multiply(weight, column, out=term)
             result += term
     if result is None:
