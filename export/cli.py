@@ -1,16 +1,17 @@
-"""The command `edgediffusion export`."""
+"""The commands `edgediffusion export` and `edgediffusion verify --against`."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgediffusion.engines.errors import BackendUnavailable
-from edgediffusion.runtime.cli import Parser
+from edgediffusion.runtime.cli import AGAINST, Parser, report_checks, verify_parser
 from edgediffusion.runtime.manifest import Static
 from edgediffusion.runtime.pipeline import BUILTIN
 
@@ -24,17 +25,34 @@ def export(arguments: Sequence[str]) -> int:
     lists = {name: tuple(value) for name, value in flags.items() if isinstance(value, list)}
     options = Options(**flags | lists)
     _report("loading torch")
-    try:
+    with _needing_torch("export"):
         from .to_diffusers import to_diffusers
         from .write_bundle import export_bundle
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(f"export needs {error.name}", "pip install 'edgediffusion[export]'") from error
     if back:
         to_diffusers(Path(source), out)
     else:
         export_bundle(source, out, options, report=_report)
     sys.stdout.write(f"{out}\n")
     return 0
+
+
+def verify_against(arguments: Sequence[str]) -> int:
+    """`edgediffusion verify --against`: 1 where a graph is off by more than its tolerance."""
+    parser = verify_parser()
+    _add_overrides(parser.add_argument)
+    options = parser.parse_args(arguments)
+    overrides = {name: value for name, value in vars(options).items() if name in Options.__annotations__}
+    with _needing_torch(f"verify {AGAINST}"):
+        from .against import checks_against
+    return report_checks(options, lambda bundle: checks_against(bundle, options.against, Options(**overrides)))
+
+
+@contextmanager
+def _needing_torch(command: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(f"{command} needs {error.name}", "pip install 'edgediffusion[export]'") from error
 
 
 def _parser() -> Parser:
@@ -64,6 +82,15 @@ def _parser() -> Parser:
         metavar="BxHxW",
         help="graphs for B pictures of that height and width in pixels only, such as 1x512x512; default: for any",
     )
+    _add_overrides(add)
+    add("--license", metavar="TEXT", help="of the weights (what the checkpoint's model card says)")
+    add("--resume", action="store_true", help="keep what an interrupted export to OUT has finished")
+    add("--to-diffusers", action="store_true", help="the other way: SOURCE is a bundle, OUT a checkpoint for diffusers")
+    return parser
+
+
+def _add_overrides(add: Callable[..., object]) -> None:
+    """What changes a source."""
     add("--vae", metavar="SOURCE", help="take the VAE from there")
     add("--unet", metavar="SOURCE", help="take the UNet from there")
     add("--controlnet", dest="controlnets", **_REPEATED, metavar="SOURCE", help="add a ControlNet; repeatable")
@@ -77,10 +104,6 @@ def _parser() -> Parser:
         help="add a textual inversion; repeatable",
     )
     add("--revision", metavar="REV", help="a branch, tag or commit of the hub's repository")
-    add("--license", metavar="TEXT", help="of the weights (what the checkpoint's model card says)")
-    add("--resume", action="store_true", help="keep what an interrupted export to OUT has finished")
-    add("--to-diffusers", action="store_true", help="the other way: SOURCE is a bundle, OUT a checkpoint for diffusers")
-    return parser
 
 
 _REPEATED: dict[str, Any] = {"action": "append", "default": []}

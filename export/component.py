@@ -58,13 +58,11 @@ def export_component(
         ExportError: see `sources.Part`, `sources.select`, `weights.load`, `verify.check_parity` and `precision.halve`.
     """
     dtype = options.dtype_of(component.folder)
-    module, spec = _build(part, network)
-    shapes = {key: tuple(weight.shape) for key, weight in module.state_dict().items()}
-    stored = select(part, shapes, network.renames, network.skip)
+    module, stored = load_network(part, network)
+    spec = network.spec(part.config)
     target = bundle / component.folder
     target.mkdir()
     (target / "config.json").write_text(json.dumps(part.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
     main = _trace(module, spec, network.samples(part.config, seen), target, options.opset)
     write_golden(bundle / GOLDEN / f"{component.folder}.safetensors", module, spec, main.samples)
     further = {
@@ -108,15 +106,24 @@ def _narrowed(stored: Mapping[str, Weight], module: nn.Module, dtype: str) -> di
     return {key: cast(w, HALVES[dtype]) if values[key].abs().max() <= limit else w for key, w in stored.items()}
 
 
-def _build(part: Part, network: Network) -> tuple[nn.Module, GraphSpec]:
-    """The network without weights: those come from the file."""
+def load_network(part: Part, network: Network) -> tuple[nn.Module, dict[str, Weight]]:
+    """The network of `part` in float32, and its weights as they are stored.
+
+    Raises:
+        ExportError: the config is of no such network, or see `sources.select` and `weights.load`.
+    """
     config = part.config
     try:
         with init_empty_weights(), quiet():
-            return network.module(config).eval(), network.spec(config)
+            module = network.module(config).eval()
+            network.spec(config)
     except Exception as error:  # each library has its own for a config that makes no sense
         reason = " ".join(repr(error).split())
         raise ExportError(f"{part.where / 'config.json'}: describes no network of this kind ({reason})") from error
+    shapes = {key: tuple(weight.shape) for key, weight in module.state_dict().items()}
+    stored = select(part, shapes, network.renames, network.skip)
+    module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
+    return module, stored
 
 
 def _trace(module: nn.Module, spec: GraphSpec, samples: list[Sample], folder: Path, opset: int) -> Case:

@@ -30,10 +30,13 @@ from .tables import printable
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from .bundle import Bundle
+    from .golden import Check
     from .loop import Step
     from .run import Run
 
 Command = Callable[[Sequence[str]], int]
+AGAINST = "--against"  # makes `verify` a command of the export layer
 
 
 class Parser(argparse.ArgumentParser):
@@ -219,17 +222,39 @@ def inspect(arguments: Sequence[str]) -> int:
 
 
 def verify(arguments: Sequence[str]) -> int:
-    """Compare the graphs of a bundle, as they run here, with torch's outputs that it carries."""
+    """Compare the graphs of a bundle, as they run here, with torch's outputs that it carries, or with torch."""
+    if any(argument.partition("=")[0] == AGAINST for argument in arguments):
+        from importlib.metadata import entry_points
+
+        (entry,) = entry_points(group="edgediffusion.verify", name="export")
+        return _load(entry)(arguments)
+    options = verify_parser().parse_args(arguments)
+
+    from .golden import verify as checks_of
+
+    return report_checks(options, checks_of)
+
+
+def verify_parser() -> Parser:
+    """What `verify` takes, in its upper half too."""
     parser = Parser("verify", verify.__doc__ or "")
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="its folder")
+    add(
+        AGAINST,
+        metavar="SOURCE",
+        help="run torch's networks of this checkpoint for it, changed by --vae, --unet, --controlnet, --lora, "
+        "--embedding or --revision as for export",
+    )
     add("--backend", default="ort", metavar="NAME", help="default: %(default)s")
     add("--device", default="auto", metavar="NAME", help="default: %(default)s")
     add("--json", action="store_true", help="as JSON")
-    options = parser.parse_args(arguments)
+    return parser
 
+
+def report_checks(options: argparse.Namespace, checks_of: Callable[[Bundle], Iterable[Check]]) -> int:
+    """Show the checks of the bundle in `options`, those of `verify_parser`; 1 where one has failed."""
     from .bundle import Bundle
-    from .golden import verify as checks_of
     from .tables import show_checks
 
     with Bundle.open(options.bundle, backend=options.backend, device=options.device) as bundle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,18 +57,26 @@ def verify(bundle: Bundle) -> Iterator[Check]:
             f"{bundle.path}: no golden outputs of {', '.join(sorted(missing))}; export it again with this version"
         )
     for name in names:
-        golden = read_golden(bundle.path / GOLDEN / f"{name}.safetensors")
-        outputs = bundle.engine(name)(tiled(golden.feeds, bundle.manifest.graphs[name].spec))
-        bundle.release(name)
-        errors = relative_errors(outputs, golden.outputs)
-        worst = max(errors, key=errors.__getitem__)
-        yield Check(
-            component=name,
-            output=worst,
-            error=errors[worst],
-            tolerance=bundle.manifest.graphs[name].parity.tolerance,
-            sample=golden.label,
-        )
+        yield check(bundle, name, [read_golden(bundle.path / GOLDEN / f"{name}.safetensors")])
+
+
+def check(bundle: Bundle, name: str, samples: Iterable[Golden]) -> Check:
+    """Run the graph of the component `name` on `samples`, of which the worst is reported, and free it."""
+    engine, graph = bundle.engine(name), bundle.manifest.graphs[name]
+    errors = {
+        (sample.label, output): error
+        for sample in samples
+        for output, error in relative_errors(engine(tiled(sample.feeds, graph.spec)), sample.outputs).items()
+    }
+    bundle.release(name)
+    label, output = max(errors, key=errors.__getitem__)
+    return Check(
+        component=name,
+        output=output,
+        error=errors[label, output],
+        tolerance=graph.parity.tolerance,
+        sample=label,
+    )
 
 
 def relative_errors(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str, float]:
