@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from edgediffusion.engines.errors import ExportError
-from edgediffusion.engines.spec import Array
+from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.golden import Check, Golden, check, tiled
 
 from .component import load_network
-from .families import FAMILIES, Sample
+from .families import FAMILIES, Network, Sample, Seen, Variant
 from .options import Options
-from .sources import gather
+from .sources import Config, gather
 from .verify import references
 
 
@@ -24,7 +26,7 @@ def checks_against(bundle: Bundle, source: str, options: Options) -> Iterator[Ch
     Raises:
         ExportError: `source` is of another family or lacks a component, or see `sources.gather`.
     """
-    checkpoint, graphs = gather(source, options), bundle.manifest.graphs
+    checkpoint, graphs = gather(source, options), bundle.manifest.distinct_graphs
     if checkpoint.family != bundle.manifest.family:
         raise ExportError(
             f"{checkpoint.name}: family {checkpoint.family}, that of {bundle.path} is {bundle.manifest.family}; "
@@ -32,16 +34,29 @@ def checks_against(bundle: Bundle, source: str, options: Options) -> Iterator[Ch
         )
     seen: dict[str, list[dict[str, Array]]] = {}
     for name, network in FAMILIES[checkpoint.family].items():
-        if name not in graphs:
+        if name not in bundle.manifest.graphs:
             continue
         part = checkpoint.component(network.folders)
         if part is None:
             raise ExportError(f"{checkpoint.name}: no {name} there, which {bundle.path} has; add what gives one")
         module, _ = load_network(part, network)
-        given = network.samples(part.config, seen)
-        samples = [Sample(sample.label, tiled(sample.feeds, graphs[name].spec)) for sample in given]
-        seen[name] = references(module, network.spec(part.config), samples)
-        del module  # the engine needs the memory
-        yield check(
-            bundle, name, [Golden(s.label, s.feeds, wanted) for s, wanted in zip(samples, seen[name], strict=True)]
-        )
+        samples = {
+            variant: _run_torch(
+                module, network if variant is None else network.variants[variant], part.config, seen, graph.spec
+            )
+            for (component, variant), graph in graphs.items()
+            if component == name
+        }
+        del module  # the engines need the memory
+        seen[name] = [sample.outputs for sample in samples[None]]
+        for variant in samples:
+            yield check(bundle, name, variant, samples[variant])
+
+
+def _run_torch(
+    module: nn.Module, graph: Network | Variant, config: Config, seen: Seen, spec: GraphSpec
+) -> list[Golden]:
+    """What torch makes of the samples of `graph`, at the sizes that `spec`, the bundle's, fixes."""
+    samples = [Sample(sample.label, tiled(sample.feeds, spec)) for sample in graph.samples(config, seen)]
+    wanted = references(module, graph.spec(config), samples)
+    return [Golden(sample.label, sample.feeds, outputs) for sample, outputs in zip(samples, wanted, strict=True)]

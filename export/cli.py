@@ -22,8 +22,7 @@ def export(arguments: Sequence[str]) -> int:
     """`edgediffusion export`: a line per stage goes to stderr, the new folder to stdout."""
     flags: dict[str, Any] = vars(_parser().parse_args(arguments))
     source, out, back = (flags.pop(name) for name in ("source", "out", "to_diffusers"))
-    lists = {name: tuple(value) for name, value in flags.items() if isinstance(value, list)}
-    options = Options(**flags | lists)
+    options = _options(flags)
     _report("loading torch")
     with _needing_torch("export"):
         from .to_diffusers import to_diffusers
@@ -41,10 +40,15 @@ def verify_against(arguments: Sequence[str]) -> int:
     parser = verify_parser()
     _add_overrides(parser.add_argument)
     options = parser.parse_args(arguments)
-    overrides = {name: value for name, value in vars(options).items() if name in Options.__annotations__}
+    overrides = _options({name: value for name, value in vars(options).items() if name in Options.__annotations__})
     with _needing_torch(f"verify {AGAINST}"):
         from .against import checks_against
-    return report_checks(options, lambda bundle: checks_against(bundle, options.against, Options(**overrides)))
+    return report_checks(options, lambda bundle: checks_against(bundle, options.against, overrides))
+
+
+def _options(flags: dict[str, Any]) -> Options:
+    lists: dict[str, Any] = {name: tuple(value) for name, value in flags.items() if isinstance(value, list)}
+    return Options(**flags | lists)
 
 
 @contextmanager

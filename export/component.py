@@ -16,7 +16,7 @@ from edgediffusion.engines.errors import BundleError, ExportError
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.families import Component
-from edgediffusion.runtime.golden import GOLDEN
+from edgediffusion.runtime.golden import golden_path
 from edgediffusion.runtime.manifest import GraphRecord, Parity, Variant
 
 from .families import Network, Sample, Seen
@@ -64,16 +64,17 @@ def export_component(
     target.mkdir()
     (target / "config.json").write_text(json.dumps(part.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     main = _trace(module, spec, network.samples(part.config, seen), target, options.opset)
-    write_golden(bundle / GOLDEN / f"{component.folder}.safetensors", module, spec, main.samples)
     further = {
-        name: _trace(module, variant.spec(part.config), variant.samples(part.config, seen), target, options.opset)
-        for name, variant in network.variants.items()
-        if variant.needs in seen
+        name: _trace(module, further.spec(part.config), further.samples(part.config, seen), target, options.opset)
+        for name, further in network.variants.items()
+        if further.needs in seen
     }
+    for variant, case in [(None, main), *further.items()]:
+        write_golden(bundle / golden_path(component.folder, variant), module, case.spec, case.samples)
     kept = _quantized(stored, main.model) if options.weights else _narrowed(stored, module, dtype)
     placed = write_tensors(target / component.weights, kept)
     module.to("meta")  # ONNX Runtime now reads the same weights
-    written, halved, remark = _write_graph(main, placed, GRAPH, options)
+    written, _, remark = _write_graph(main, placed, GRAPH, options)
     record = GraphRecord(
         model=written.model,
         spec=written.spec,
@@ -81,7 +82,7 @@ def export_component(
         weights=f"{component.folder}/{component.weights}",
         dtype=dtype,
         weights_dtype=", ".join(sorted({DTYPES[tensor.dtype] for tensor in placed.values()})),
-        islands=halved.islands if halved else (),
+        islands=written.islands,
         variants={name: _write_graph(case, placed, f"model.{name}.onnx", options)[0] for name, case in further.items()},
     )
     return Exported(record, list(main.wanted), remark)
@@ -144,7 +145,8 @@ def _write_graph(
     model.write_bytes(graph.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(model))
     parity, remark = _check_here(model, case, halved, INT8_TOLERANCE if options.weights else TOLERANCE)
-    return Variant(model=f"{case.folder.name}/{file}", spec=case.spec, parity=parity), halved, remark
+    islands = () if halved is None else halved.islands
+    return Variant(model=f"{case.folder.name}/{file}", spec=case.spec, parity=parity, islands=islands), halved, remark
 
 
 def _check_here(model: Path, case: Case, halved: Halved | None, tolerance: float) -> tuple[Parity, str | None]:

@@ -15,32 +15,29 @@ from edgediffusion.runtime.golden import INPUT, OUTPUT, tiled
 from .families.base import Sample
 from .verify import references
 
-EXTENT = 128  # height and width that are kept of a picture
+PICTURE, LATENTS = 128, 16  # height and width that are kept of three channels, and of any others
 MOST = 1 << 19  # bytes of outputs; SDXL's text encoders have 13 to 33 hidden states, of which the last ones are used
 
 
 def golden_sample(spec: GraphSpec, samples: Sequence[Sample]) -> Sample:
     """The smallest of `samples`, one of its batch, at half its height and width where the graph leaves them free.
 
-    Where it does not, the upper left corner, which is tiled again where the sample is used.
+    Where it does not, a corner of one, which is tiled again where the sample is used.
     """
     smallest = min(samples, key=lambda sample: sum(array.nbytes for array in sample.feeds.values()))
-    feeds = {}
+    feeds, sizes = smallest.feeds, dict[str, int]()
     for tensor in spec.inputs:
-        sizes = zip(tensor.shape, smallest.feeds[tensor.name].shape, strict=True)
-        cut = tuple(slice(_kept(dimension, size)) for dimension, size in sizes)
-        feeds[tensor.name] = _corner(smallest.feeds[tensor.name][cut])
-    return Sample(f"golden, cut from {smallest.label}", feeds)
-
-
-def _kept(dimension: int | str, size: int) -> int:
-    if dimension == "batch":
-        return 1
-    return size if isinstance(dimension, int) else size // 2
+        dimensions = zip(tensor.shape, feeds[tensor.name].shape, strict=True)
+        sizes |= {dimension: size // 2 for dimension, size in dimensions if isinstance(dimension, str)}
+    kept = spec.fixed(sizes | {"batch": 1})  # what is made from height and width follows these
+    cut = {tensor.name: _corner(feeds[tensor.name][tuple(map(slice, tensor.shape))]) for tensor in kept.inputs}
+    return Sample(f"golden, cut from {smallest.label}", cut)
 
 
 def _corner(array: Array) -> Array:
-    corner: Array = np.ascontiguousarray(array[..., :EXTENT, :EXTENT] if array.ndim == 4 else array)
+    """The first of a batch, and of that the upper left corner."""
+    extent = PICTURE if array.shape[1:2] == (3,) else LATENTS
+    corner: Array = np.ascontiguousarray(array[:1, :, :extent, :extent] if array.ndim == 4 else array[:1])
     return corner
 
 

@@ -84,7 +84,7 @@ class Stage:
         network = network if self.sizes is None else network.fixed(self.sizes)
         exported = export_component(self.part, component, network, seen, self.bundle, self.options)
         _write_outputs(self.notes / f"{self.name}.npz", exported.outputs)
-        paths = [*(self.bundle / self.name).iterdir(), self.bundle / GOLDEN / f"{self.name}.safetensors"]
+        paths = [*(self.bundle / self.name).iterdir(), *(self.bundle / GOLDEN).glob(f"{self.name}.*")]
         files = {path.relative_to(self.bundle).as_posix(): file_record(path) for path in paths}
         note = Note(self.key, exported.record, exported.remark, files)
         (self.notes / f"{self.name}.json").write_text(json.dumps(dataclasses.asdict(note)), encoding="utf-8")

@@ -22,7 +22,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """How far one graph is from torch here: max |graph - torch| / max |torch| of its worst output."""
+    """How far one graph is from torch here: max |graph - torch| / max |torch| of its worst output.
+
+    `component` is followed by the variant, if the graph is one.
+    """
 
     component: str
     output: str
@@ -51,18 +54,28 @@ def verify(bundle: Bundle) -> Iterator[Check]:
     Raises:
         BundleError: there are none, or they are damaged, or see `Bundle.engine`.
     """
-    names = [name for name in bundle.manifest.graphs if f"{GOLDEN}/{name}.safetensors" in bundle.manifest.files]
-    if missing := bundle.manifest.graphs.keys() - names:
+    paths = {graph: golden_path(*graph) for graph in bundle.manifest.distinct_graphs}
+    if missing := [graph_name(*graph) for graph, path in paths.items() if path not in bundle.manifest.files]:
         raise BundleError(
             f"{bundle.path}: no golden outputs of {', '.join(sorted(missing))}; export it again with this version"
         )
-    for name in names:
-        yield check(bundle, name, [read_golden(bundle.path / GOLDEN / f"{name}.safetensors")])
+    for (name, variant), path in paths.items():
+        yield check(bundle, name, variant, [read_golden(bundle.path / path)])
 
 
-def check(bundle: Bundle, name: str, samples: Iterable[Golden]) -> Check:
-    """Run the graph of the component `name` on `samples`, of which the worst is reported, and free it."""
-    engine, graph = bundle.engine(name), bundle.manifest.graphs[name]
+def graph_name(component: str, variant: str | None) -> str:
+    """What a graph is called, such as `unet.controlnet`."""
+    return component if variant is None else f"{component}.{variant}"
+
+
+def golden_path(component: str, variant: str | None) -> str:
+    """Where a bundle keeps what torch made of a graph's golden inputs."""
+    return f"{GOLDEN}/{graph_name(component, variant)}.safetensors"
+
+
+def check(bundle: Bundle, name: str, variant: str | None, samples: Iterable[Golden]) -> Check:
+    """Run a graph of the component `name` on `samples`, of which the worst is reported, and free it."""
+    engine, graph = bundle.engine(name, variant), bundle.manifest.distinct_graphs[name, variant]
     errors = {
         (sample.label, output): error
         for sample in samples
@@ -71,7 +84,7 @@ def check(bundle: Bundle, name: str, samples: Iterable[Golden]) -> Check:
     bundle.release(name)
     label, output = max(errors, key=errors.__getitem__)
     return Check(
-        component=name,
+        component=graph_name(name, variant),
         output=output,
         error=errors[label, output],
         tolerance=graph.parity.tolerance,

@@ -63,25 +63,28 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A further graph over the weights of a component, such as the UNet that takes a ControlNet's residuals."""
+    """A further graph over the weights of a component, such as the UNet that takes a ControlNet's residuals.
+
+    It computes in the component's dtype, but for the nodes named in `islands`, which compute in float32.
+    """
 
     model: str
     spec: GraphSpec
     parity: Parity
+    islands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphRecord(Variant):
     """One component's graph: files relative to the bundle, inputs and outputs, parity.
 
-    `dtype` is what the graph computes in, but for the nodes named in `islands`, which compute in float32;
-    `weights_dtype` is what its weights are stored in. Inputs and outputs are those of `spec` whatever the dtype.
+    `dtype` is what the graph computes in, but for its islands; `weights_dtype` is what its weights are stored in.
+    Inputs and outputs are those of `spec` whatever the dtype.
     """
 
     weights: str
     dtype: str
     weights_dtype: str
-    islands: tuple[str, ...] = ()
     variants: Mapping[str, Variant] = field(default_factory=dict)
 
     @property
@@ -107,6 +110,21 @@ class Manifest:
     graphs: dict[str, GraphRecord]
     files: dict[str, FileRecord]
     static: Static | None = None
+
+    @property
+    def distinct_graphs(self) -> dict[tuple[str, str | None], Variant]:
+        """Each graph by component and variant, but for variants that take what an earlier one takes.
+
+        Those are the same network in a backend's own operators.
+        """
+        found: dict[tuple[str, str | None], Variant] = {}
+        for name, graph in self.graphs.items():
+            taken = list[tuple[TensorSpec, ...]]()
+            for variant, record in ({None: graph} | {**graph.variants}).items():
+                if record.spec.inputs not in taken:
+                    taken.append(record.spec.inputs)
+                    found[name, variant] = record
+        return found
 
     def to_json(self) -> str:
         """The text of the file."""
@@ -158,7 +176,7 @@ def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:
 def parse_graph(record: dict[str, Any]) -> GraphRecord:
     """What `dataclasses.asdict` and JSON made of a record; KeyError or TypeError where it is none."""
     variants = {name: Variant(**_parse(variant)) for name, variant in record.get("variants", {}).items()}
-    return GraphRecord(**_parse(record) | {"islands": tuple(record.get("islands", ())), "variants": variants})
+    return GraphRecord(**_parse(record) | {"variants": variants})
 
 
 def _parse(record: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +184,7 @@ def _parse(record: dict[str, Any]) -> dict[str, Any]:
     return record | {
         "spec": GraphSpec(spec["name"], _tensors(spec["inputs"]), _tensors(spec["outputs"])),
         "parity": Parity(**record["parity"]),
+        "islands": tuple(record.get("islands", ())),
     }
 
 

@@ -1,4 +1,7 @@
-"""Pictures with ControlNets against diffusers' pipelines. UNet and ControlNets are torch's own, behind engines."""
+"""Pictures of SDXL with ControlNets against diffusers' pipeline. UNet and ControlNets are torch's own, behind engines.
+
+Those of SD are exported, see `tests/export/test_controlnet.py`.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,6 @@ from edgediffusion.runtime.manifest import Variant
 from .test_pictures import MIN_PSNR, assert_same, psnr
 
 EDGES = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (64, 64, 3), np.uint8)) for k in range(2)]
-PIPELINES: dict[str, Any] = {
-    "sd": diffusers.StableDiffusionControlNetPipeline,
-    "sdxl": diffusers.StableDiffusionXLControlNetPipeline,
-}
 Picture = NDArray[np.uint8]
 Draw = Callable[..., tuple[Picture, Picture]]
 Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -78,14 +77,14 @@ def run_unet(unet: Any) -> Function:
 
 @pytest.fixture
 def draw(checkpoints: Callable[[str], Path], bundles: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Draw:
-    """Draws a red apple with a family and some scales, one for each ControlNet: by ours, and by diffusers."""
+    """Draws a red apple with a scale for each ControlNet: by ours, which may be told others, and by diffusers."""
 
-    def draw(family: str, *scales: float, told: tuple[float, ...] = ()) -> tuple[Picture, Picture]:
-        theirs = load_pipeline(checkpoints(family))
+    def draw(*scales: float, told: tuple[float, ...] = ()) -> tuple[Picture, Picture]:
+        theirs = load_pipeline(checkpoints("sdxl"))
         controlnets = [make_controlnet(theirs.unet, seed) for seed in range(len(scales))]
         settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 5.0, "width": 64, "height": 64}
-        with controlled(bundles(family), theirs.unet, controlnets, monkeypatch) as pipeline:
-            (ours,) = pipeline(
+        with controlled(bundles("sdxl"), theirs.unet, controlnets, monkeypatch) as drawing:
+            (ours,) = drawing(
                 "a red apple",
                 "blurry, dark",
                 seed=3,
@@ -94,7 +93,8 @@ def draw(checkpoints: Callable[[str], Path], bundles: Callable[[str], Path], mon
                 controlnet_conditioning_scale=told or scales,
                 **settings,
             )
-        theirs = PIPELINES[family](**theirs.components, controlnet=controlnets)
+        pipeline: Any = diffusers.StableDiffusionXLControlNetPipeline
+        theirs = pipeline(**theirs.components, controlnet=controlnets)
         theirs.set_progress_bar_config(disable=True)
         with quiet():
             (reference,) = theirs(
@@ -139,12 +139,11 @@ def _free(names: list[str]) -> tuple[TensorSpec, ...]:
 
 
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
-@pytest.mark.parametrize("family", PIPELINES)
 @pytest.mark.parametrize("scales", [(1.0,), (0.7, 0.4)])
-def test_picture_is_that_of_diffusers(draw: Draw, family: str, scales: tuple[float, ...]) -> None:
-    assert_same(*draw(family, *scales))
+def test_picture_is_that_of_diffusers(draw: Draw, scales: tuple[float, ...]) -> None:
+    assert_same(*draw(*scales))
 
 
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 def test_the_comparison_can_fail(draw: Draw) -> None:
-    assert psnr(*draw("sd", 1.0, told=(0.9,))) < MIN_PSNR
+    assert psnr(*draw(1.0, told=(0.9,))) < MIN_PSNR

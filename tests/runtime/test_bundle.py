@@ -201,7 +201,7 @@ def test_a_manifest_reads_as_it_was_written(bundle_path: Path) -> None:
     manifest = Manifest.read(bundle_path)
     assert manifest.to_json() == (bundle_path / MANIFEST).read_text()
     unet = manifest.graphs["unet"]
-    variant = Variant(model="unet/model.controlnet.onnx", spec=unet.spec, parity=unet.parity)
+    variant = Variant(model="unet/model.controlnet.onnx", spec=unet.spec, parity=unet.parity, islands=("/conv_in",))
     unet = replace(unet, dtype="float16", islands=("/conv_in", "/conv_out"), variants={"controlnet": variant})
     manifest = replace(manifest, graphs={"unet": unet})
     edit_manifest(bundle_path, **json.loads(manifest.to_json()))
