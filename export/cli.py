@@ -23,14 +23,15 @@ def export(arguments: Sequence[str]) -> int:
     flags: dict[str, Any] = vars(_parser().parse_args(arguments))
     source, out, back = (flags.pop(name) for name in ("source", "out", "to_diffusers"))
     options = _options(flags)
-    _report("loading torch")
-    with _needing_torch("export"):
-        from .to_diffusers import to_diffusers
-        from .write_bundle import export_bundle
-    if back:
-        to_diffusers(Path(source), out)
-    else:
-        export_bundle(source, out, options, report=_report)
+    with _reporting() as report:
+        report("loading torch")
+        with _needing_torch("export"):
+            from .to_diffusers import to_diffusers
+            from .write_bundle import export_bundle
+        if back:
+            to_diffusers(Path(source), out)
+        else:
+            export_bundle(source, out, options, report)
     sys.stdout.write(f"{out}\n")
     return 0
 
@@ -142,5 +143,18 @@ def _lora(text: str) -> tuple[Path, float]:
     return Path(file), float(scale)
 
 
-def _report(line: str) -> None:
+@contextmanager
+def _reporting() -> Iterator[Callable[[str], None]]:
+    """What shows a line on stderr; on a terminal with the time, and a spinner below."""
+    if not sys.stderr.isatty():
+        yield _write_line
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False, log_path=False, soft_wrap=True)
+    with console.status(""):
+        yield console.log
+
+
+def _write_line(line: str) -> None:
     sys.stderr.write(f"{line}\n")

@@ -8,7 +8,9 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,7 +25,7 @@ def in_child(what: str, function: Callable[[], object]) -> int | None:
     """Call `function`, which is pickled, in a child process; what it raises is raised here.
 
     Returns the peak of the child's memory in bytes, None where the system does not tell. The child goes with whatever
-    interrupts the wait for it.
+    interrupts the wait for it, and with this process.
 
     Raises:
         ExportError: the child was killed; `what` names its work.
@@ -35,6 +37,8 @@ def in_child(what: str, function: Callable[[], object]) -> int | None:
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_call, args=(sender, function), daemon=True)
     with _no_gpus():
+        if method == "forkserver":
+            _start_server()
         child.start()
     sender.close()
     try:
@@ -57,6 +61,16 @@ def in_child(what: str, function: Callable[[], object]) -> int | None:
     return int(peak) if peak is not None else None
 
 
+def _start_server() -> None:
+    """Ctrl-C at a terminal reaches every process: the server, which may be importing, does not take it."""
+    resource_tracker.ensure_running()  # which the server needs, and which unblocks signals as it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @contextlib.contextmanager
 def _no_gpus() -> Iterator[None]:
     """Processes that start meanwhile see none: an export computes on the CPU, and CUDA does not bear a fork."""
@@ -73,6 +87,7 @@ def _no_gpus() -> Iterator[None]:
 
 def _call(sender: Connection, function: Callable[[], object]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    threading.Thread(target=_follow_parent, daemon=True).start()
     error: BaseException | None = None
     try:
         function()
@@ -84,6 +99,13 @@ def _call(sender: Connection, function: Callable[[], object]) -> None:
             error = RuntimeError(repr(raised))
     with contextlib.suppress(BrokenPipeError):
         sender.send((error, _peak_memory()))
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _peak_memory() -> int | None:

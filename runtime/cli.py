@@ -53,8 +53,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    An `EdgeDiffusionError`, or too little memory, is one line on stderr and status 2. After a keyboard interrupt the
-    status is 130, and 141 when nobody reads stdout any more.
+    An `EdgeDiffusionError`, or too little memory, is one line on stderr and status 2. After a keyboard interrupt,
+    which is a line too, the status is 130, and 141 when nobody reads stdout any more.
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say("error", f"out of memory ({error}); take a smaller --size or fewer --num-images")
             return 2
         except KeyboardInterrupt:
+            sys.stderr.write("edgediffusion: interrupted\n")
             return 130
         except BrokenPipeError:
             # What is still buffered goes nowhere, else the interpreter complains about it as it ends.

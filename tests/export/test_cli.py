@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,17 @@ def test_source_and_out(calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixt
     assert export(["from", "to", "--license", "MIT"]) == 0
     assert calls == [("from", Path("to"), Options(license="MIT"))]
     assert tuple(capsys.readouterr()) == ("to\n", "loading torch\nunet: exporting\n")
+
+
+def test_a_terminal_shows_the_time(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    export(["from", "to"])
+    text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", terminal.getvalue())
+    assert re.search(r"\[\d\d:\d\d:\d\d\] loading torch *\n.*unet: exporting", text, re.DOTALL)
 
 
 def test_one_folder_is_where_the_built_in_model_goes(calls: list[tuple[Any, ...]]) -> None:

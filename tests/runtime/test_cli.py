@@ -413,7 +413,7 @@ def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: Cap
 
     monkeypatch.setattr(Pipeline, "load", load)
     assert main(["generate", "x"]) == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "edgediffusion: interrupted\n")
     assert names(folder) == []
 
 
