@@ -74,11 +74,14 @@ class HostEngine:
         return outputs
 
     def bind(self, constants: Mapping[str, Array]) -> HostEngine:
-        """See `Engine`. The constants are copied."""
+        """See `Engine`. The constants are copied; nobody can write to the copies."""
         self._refuse_bound(constants)
         self._spec.check_feeds(constants, partial=True)
+        copies = {name: np.array(value) for name, value in constants.items()}
+        for value in copies.values():
+            value.flags.writeable = False
         bound = copy.copy(self)
-        bound._constants = self._constants | {name: np.array(value) for name, value in constants.items()}
+        bound._constants = self._constants | copies
         return bound
 
     def close(self) -> None:

@@ -2,62 +2,62 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
-import io
 import os
 import sys
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnxruntime
 
 from .base import Engine, HostEngine
-from .errors import BackendUnavailable, BundleError, EngineError
+from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, EngineError
+from .ort_cuda import CPU, open_session
+from .ort_device import DeviceRun, on_device
 from .spec import Array, GraphSpec, TensorSpec
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-_STDOUT = threading.Lock()  # engines are opened in several threads, and stdout is everybody's
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
-def open_engine(model: Path, spec: GraphSpec, device: str) -> Engine:
+def open_engine(model: Path, spec: GraphSpec, device: str, dialects: Mapping[str, Path]) -> Engine:
     """See `registry.open_engine`."""
     onnxruntime.set_default_logger_severity(4)
-    cuda = device != "cpu" and CUDA in onnxruntime.get_available_providers()
-    if device == "cuda" and not cuda:
-        raise BackendUnavailable(
-            f"onnxruntime {onnxruntime.__version__} here is built without CUDA",
-            "pip uninstall -y onnxruntime && pip install 'edgediffusion[cuda]'",
-        )
-    if cuda:
-        with _STDOUT, contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-            onnxruntime.preload_dlls()
+    if device != "cpu":
+        try:
+            return on_device(lambda: _open(dialects.get("cuda", model), spec, open_session, _on_cuda))
+        except BackendUnavailable:
+            if device != "auto":
+                raise
+    return _open(model, spec, _open_on_cpu, _on_cpu)
+
+
+def _open(
+    model: Path,
+    spec: GraphSpec,
+    open_session: Callable[[Path, onnxruntime.SessionOptions], onnxruntime.InferenceSession],
+    runner: Callable[[onnxruntime.InferenceSession, GraphSpec], Run],
+) -> Engine:
     try:
-        # Without enable_fallback=0 a provider that fails prints a banner and leaves the work to the CPU.
-        session = onnxruntime.InferenceSession(
-            model, _options(), providers=[CUDA, CPU] if cuda else [CPU], enable_fallback=0
-        )
+        session = open_session(model, _options())
+    except EdgeDiffusionError:
+        raise
     except Exception as error:
         raise BundleError(f"{model}: ONNX Runtime cannot load it ({_one_line(error)}); export it again") from error
-    if device == "cuda" and CUDA not in session.get_providers():
-        raise _without_cuda()
     _check_names(model, "inputs", spec.inputs, [node.name for node in session.get_inputs()])
     _check_names(model, "outputs", spec.outputs, [node.name for node in session.get_outputs()])
-    return HostEngine(spec, functools.partial(_run, session, spec))
+    return HostEngine(spec, runner(session, spec))
 
 
-def _without_cuda() -> BackendUnavailable:
-    """ONNX Runtime keeps the reason to itself, so this looks for the usual two."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return BackendUnavailable("no NVIDIA driver on this machine", "install it, or take device 'cpu'")
-    return BackendUnavailable(
-        "the CUDA libraries of onnxruntime-gpu are missing or do not fit", "pip install 'onnxruntime-gpu[cuda,cudnn]'"
-    )
+def _open_on_cpu(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model, options, providers=[CPU])
+
+
+def _on_cpu(session: onnxruntime.InferenceSession, spec: GraphSpec) -> Run:
+    return functools.partial(_run, session, spec)
+
+
+def _on_cuda(session: onnxruntime.InferenceSession, spec: GraphSpec) -> Run:
+    return DeviceRun(session, spec, "cuda")
 
 
 def _options() -> onnxruntime.SessionOptions:

@@ -1,4 +1,4 @@
-"""The backends. To add one: a module with `open_engine(model, spec, device)`, and a line here."""
+"""The backends. To add one: a module with `open_engine(model, spec, device, dialects)`, and a line here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from .base import Engine
 from .errors import BackendUnavailable, UnknownName
@@ -34,8 +35,17 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def open_engine(model: Path, spec: GraphSpec, *, backend: str = "ort", device: str = "auto") -> Engine:
+def open_engine(
+    model: Path,
+    spec: GraphSpec,
+    *,
+    backend: str = "ort",
+    device: str = "auto",
+    dialects: Mapping[str, Path] = MappingProxyType({}),
+) -> Engine:
     """Open the graph in the file `model`; `device` "auto" takes the best one that works here.
+
+    `dialects` are files that hold the same graph in operators that only one device has, by the device's name.
 
     Raises:
         UnknownName: there is no such backend, or it has no such device.
@@ -54,5 +64,5 @@ def open_engine(model: Path, spec: GraphSpec, *, backend: str = "ort", device: s
         raise BackendUnavailable(
             f"backend {backend!r} cannot be imported ({error})", f"pip install 'edgediffusion[{extra}]'"
         ) from error
-    engine: Engine = module.open_engine(model, spec, device)
+    engine: Engine = module.open_engine(model, spec, device, dialects)
     return engine

@@ -19,6 +19,7 @@ from edgediffusion.runtime.families import Component
 from edgediffusion.runtime.golden import golden_path
 from edgediffusion.runtime.manifest import GraphRecord, Parity, Variant
 
+from .dialect import write_dialects
 from .families import Network, Sample, Seen
 from .golden import write_golden
 from .options import Options
@@ -74,11 +75,12 @@ def export_component(
     kept = _quantized(stored, main.model) if options.weights else _narrowed(stored, module, dtype)
     placed = write_tensors(target / component.weights, kept)
     module.to("meta")  # ONNX Runtime now reads the same weights
-    written, _, remark = _write_graph(main, placed, GRAPH, options)
+    written, remark = _write_graph(main, placed, GRAPH, options)
     record = GraphRecord(
         model=written.model,
         spec=written.spec,
         parity=written.parity,
+        dialects=written.dialects,
         weights=f"{component.folder}/{component.weights}",
         dtype=dtype,
         weights_dtype=", ".join(sorted({DTYPES[tensor.dtype] for tensor in placed.values()})),
@@ -136,7 +138,7 @@ def _trace(module: nn.Module, spec: GraphSpec, samples: list[Sample], folder: Pa
 
 def _write_graph(
     traced: Case, placed: Mapping[str, StoredTensor], file: str, options: Options
-) -> tuple[Variant, Halved | None, str | None]:
+) -> tuple[Variant, str | None]:
     """Write and check the graph as `options` have it, its weights where they are placed; the remark: `_check_here`."""
     case, dtype = replace(traced, model=store_weights(traced.model, placed)), options.dtype_of(traced.folder.name)
     halved = halve(case, dtype) if dtype in HALVES else None
@@ -145,8 +147,14 @@ def _write_graph(
     model.write_bytes(graph.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(model))
     parity, remark = _check_here(model, case, halved, INT8_TOLERANCE if options.weights else TOLERANCE)
-    islands = () if halved is None else halved.islands
-    return Variant(model=f"{case.folder.name}/{file}", spec=case.spec, parity=parity, islands=islands), halved, remark
+    written = Variant(
+        model=f"{case.folder.name}/{file}",
+        spec=case.spec,
+        parity=parity,
+        islands=() if halved is None else halved.islands,
+        dialects=write_dialects(case, halved, model),
+    )
+    return written, remark
 
 
 def _check_here(model: Path, case: Case, halved: Halved | None, tolerance: float) -> tuple[Parity, str | None]:

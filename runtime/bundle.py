@@ -12,11 +12,10 @@ from typing import Any
 from edgediffusion.engines.base import Engine
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.registry import open_engine
-from edgediffusion.engines.spec import GraphSpec
 
 from .families import FAMILIES, Family
 from .foreign import adapt, describe, is_foreign
-from .manifest import FileRecord, Manifest, sha256_of
+from .manifest import FileRecord, Manifest, Variant, sha256_of
 
 _REMEDY = "copy or export the bundle again"
 
@@ -123,17 +122,20 @@ class Bundle:
         if variant is not None and variant not in component.variants:
             raise UnknownName(f"variant of {name}", variant, component.variants)
         graph = component if variant is None else component.variants[variant]
-        model = self.path / graph.model
-        files = {self.path / file: self.manifest.files[file] for file in (graph.model, component.weights)}
+        dialects = [dialect.model for dialect in graph.dialects.values()]
+        heavy = (graph.model, *dialects, component.weights)
+        files = {self.path / file: self.manifest.files[file] for file in heavy}
         opening = _Opening(
-            self._pool.submit(self._open_engine, model, graph.spec),
+            self._pool.submit(self._open_engine, graph),
             self._pool.submit(_check_digests, files),
         )
         self._openings[name, variant] = opening
         return opening
 
-    def _open_engine(self, model: Path, spec: GraphSpec) -> Engine:
-        return adapt(open_engine(model, spec, backend=self._backend, device=self._device))
+    def _open_engine(self, graph: Variant) -> Engine:
+        dialects = {device: self.path / dialect.model for device, dialect in graph.dialects.items()}
+        model = self.path / graph.model
+        return adapt(open_engine(model, graph.spec, backend=self._backend, device=self._device, dialects=dialects))
 
     def close(self) -> None:
         """Free everything. May be called twice."""

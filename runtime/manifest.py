@@ -14,7 +14,7 @@ from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 
 MANIFEST = "edgediffusion.json"
-SCHEMA = 2
+SCHEMA = 3
 
 
 def sha256_of(path: Path) -> str:
@@ -62,16 +62,30 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """The same graph, over the same weights, in operators that only one device has.
+
+    `changed` says how many of each such operator the passes made; `parity` is that of the operators' definitions.
+    """
+
+    model: str
+    parity: Parity
+    changed: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """A further graph over the weights of a component, such as the UNet that takes a ControlNet's residuals.
 
     It computes in the component's dtype, but for the nodes named in `islands`, which compute in float32.
+    `dialects` of the graph have the device's name.
     """
 
     model: str
     spec: GraphSpec
     parity: Parity
     islands: tuple[str, ...] = ()
+    dialects: Mapping[str, Dialect] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +104,9 @@ class GraphRecord(Variant):
     @property
     def files(self) -> tuple[str, ...]:
         """The graphs and their weights."""
-        return (self.model, self.weights, *(variant.model for variant in self.variants.values()))
+        graphs = (self, *self.variants.values())
+        dialects = [dialect.model for graph in graphs for dialect in graph.dialects.values()]
+        return (*(graph.model for graph in graphs), *dialects, self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +201,12 @@ def _parse(record: dict[str, Any]) -> dict[str, Any]:
         "spec": GraphSpec(spec["name"], _tensors(spec["inputs"]), _tensors(spec["outputs"])),
         "parity": Parity(**record["parity"]),
         "islands": tuple(record.get("islands", ())),
+        "dialects": {name: _parse_dialect(dialect) for name, dialect in record.get("dialects", {}).items()},
     }
+
+
+def _parse_dialect(record: dict[str, Any]) -> Dialect:
+    return Dialect(**record | {"parity": Parity(**record["parity"])})
 
 
 def _tensors(records: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

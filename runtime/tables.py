@@ -62,6 +62,11 @@ def show_manifest(manifest: Manifest) -> None:
         for name, graph in manifest.graphs.items()
     ]
     _table(console, header, rows)
+    for name, graph in manifest.graphs.items():
+        for device, dialect in graph.dialects.items():
+            changed = ", ".join(f"{count} {kind}" for kind, count in dialect.changed.items() if count)
+            error = f"{dialect.parity.error:.1e}, allowed {dialect.parity.tolerance:.0e}"
+            console.print(printable(f"\n{name} for {device}: {changed or 'nothing changed'}; error {error}"))
 
 
 def show_checks(checks: Iterable[Check]) -> None:

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from edgediffusion.engines import ort, probe
-from edgediffusion.engines.errors import BackendUnavailable, BundleError, EngineError
+from edgediffusion.engines.errors import BundleError, EngineError
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 
@@ -22,9 +17,6 @@ SPEC = GraphSpec(
     "tiny",
     (TensorSpec("x", "float32", ("batch", 2)), TensorSpec("offset", "float32", (3,))),
     (TensorSpec("y", "float32", ("batch", 3)),),
-)
-without_cuda = pytest.mark.skipif(
-    ort.CUDA in onnxruntime.get_available_providers(), reason="says what happens where ONNX Runtime has no CUDA"
 )
 
 
@@ -77,56 +69,6 @@ def test_a_graph_that_fails_while_it_runs(capfd: pytest.CaptureFixture[str]) -> 
         engine({"x": np.ones((1, 1, 0, 4), np.float32)})
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
-
-
-@without_cuda
-def test_a_build_without_cuda(model: Path) -> None:
-    message = r"built without CUDA; pip uninstall -y onnxruntime && pip install 'edgediffusion\[cuda\]'$"
-    with pytest.raises(BackendUnavailable, match=message):
-        open_engine(model, SPEC, device="cuda")
-    with open_engine(model, SPEC, device="auto") as engine:
-        assert engine.spec is SPEC
-
-
-class SessionThatFellBack:
-    """What onnxruntime-gpu gives where CUDA does not start: a session on the CPU, and no word about it."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def get_providers(self) -> list[str]:
-        return [ort.CPU]
-
-
-@pytest.mark.parametrize(
-    ("driver", "message"),
-    [
-        (False, r"^no NVIDIA driver on this machine; install it, or take device 'cpu'$"),
-        (True, r"libraries of onnxruntime-gpu are missing.*; pip install 'onnxruntime-gpu\[cuda,cudnn\]'$"),
-    ],
-)
-def test_cuda_that_does_not_start(driver: bool, message: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str) -> None:
-        if not driver:
-            raise OSError(name)
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ort.CUDA, ort.CPU])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", SessionThatFellBack)
-    monkeypatch.setattr(ctypes, "CDLL", load)
-    with pytest.raises(BackendUnavailable, match=message):
-        open_engine(model, SPEC, device="cuda")
-
-
-def test_engines_opened_together_leave_stdout_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([0.02, 0.06])  # the second to begin ends last
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ort.CUDA, ort.CPU])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", SessionThatFellBack)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: time.sleep(next(seconds)))
-    before = sys.stdout
-    with ThreadPoolExecutor(2) as pool:
-        for future in [pool.submit(open_engine, model, SPEC, device="cuda") for _ in range(2)]:
-            assert isinstance(future.exception(), BackendUnavailable)
-    assert sys.stdout is before
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system cannot hold a process to some cores")

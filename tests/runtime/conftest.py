@@ -88,14 +88,18 @@ FUNCTIONS: dict[str, Callable[[Mapping[str, Array]], dict[str, Array]]] = {
 
 @dataclass
 class Opened:
-    """What the runtime did with engines: names in the order of opening, and the feeds of each call."""
+    """What the runtime did with engines: names in the order of opening, their dialects, and the feeds of each call."""
 
     names: list[str] = field(default_factory=list)
     calls: list[tuple[str, dict[str, Array]]] = field(default_factory=list)
     engines: dict[str, FakeEngine] = field(default_factory=dict)
+    dialects: dict[str, dict[str, Path]] = field(default_factory=dict)
 
-    def open(self, model: Path, spec: GraphSpec, *, backend: str = "ort", device: str = "auto") -> FakeEngine:
+    def open(
+        self, model: Path, spec: GraphSpec, *, backend: str = "ort", device: str = "auto", dialects: Mapping[str, Path]
+    ) -> FakeEngine:
         assert backend in BACKENDS
+        self.dialects[spec.name] = dict(dialects)
         assert model.read_bytes() == b"graph"
 
         def function(feeds: Mapping[str, Array]) -> dict[str, Array]:

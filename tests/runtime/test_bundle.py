@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.runtime.bundle import Bundle
-from edgediffusion.runtime.manifest import MANIFEST, SCHEMA, Manifest, Variant
+from edgediffusion.runtime.manifest import MANIFEST, SCHEMA, Dialect, Manifest, Variant
 
 from .conftest import Opened
 
@@ -201,8 +202,21 @@ def test_a_manifest_reads_as_it_was_written(bundle_path: Path) -> None:
     manifest = Manifest.read(bundle_path)
     assert manifest.to_json() == (bundle_path / MANIFEST).read_text()
     unet = manifest.graphs["unet"]
-    variant = Variant(model="unet/model.controlnet.onnx", spec=unet.spec, parity=unet.parity, islands=("/conv_in",))
-    unet = replace(unet, dtype="float16", islands=("/conv_in", "/conv_out"), variants={"controlnet": variant})
+    dialect = Dialect(model="unet/model.cuda.onnx", parity=unet.parity, changed={"NhwcConv": 98})
+    variant = Variant(
+        model="unet/model.controlnet.onnx",
+        spec=unet.spec,
+        parity=unet.parity,
+        islands=("/conv_in",),
+        dialects={"cuda": dialect},
+    )
+    unet = replace(
+        unet,
+        dialects={"cuda": dialect},
+        dtype="float16",
+        islands=("/conv_in", "/conv_out"),
+        variants={"controlnet": variant},
+    )
     manifest = replace(manifest, graphs={"unet": unet})
     edit_manifest(bundle_path, **json.loads(manifest.to_json()))
     assert Manifest.read(bundle_path) == manifest
@@ -213,12 +227,30 @@ def test_schema_1(bundle_path: Path) -> None:
     manifest = Manifest.read(bundle_path)
     record = json.loads(manifest.to_json())
     for graph in record["graphs"].values():
-        for key in ("dtype", "weights_dtype", "islands", "variants"):
+        for key in ("dtype", "weights_dtype", "islands", "variants", "dialects"):
             del graph[key]
     edit_manifest(bundle_path, schema=1, dtype="float32", weights_dtype="float16", graphs=record["graphs"])
     read = Manifest.read(bundle_path)
     assert {graph.weights_dtype for graph in read.graphs.values()} == {"float16"}
     assert read.to_json() == manifest.to_json().replace('"weights_dtype": "float32"', '"weights_dtype": "float16"')
+
+
+def test_a_backend_is_told_of_dialects(bundle_path: Path, opened: Opened) -> None:
+    manifest = Manifest.read(bundle_path)
+    unet = manifest.graphs["unet"]
+    file = bundle_path / "unet" / "model.cuda.onnx"
+    shutil.copy(bundle_path / unet.model, file)
+    dialect = Dialect(model="unet/model.cuda.onnx", parity=unet.parity, changed={})
+    files = manifest.files | {dialect.model: manifest.files[unet.model]}
+    graphs = manifest.graphs | {"unet": replace(unet, dialects={"cuda": dialect})}
+    edit_manifest(bundle_path, **json.loads(replace(manifest, files=files, graphs=graphs).to_json()))
+    with Bundle.open(bundle_path) as bundle:
+        bundle.engine("unet")
+        bundle.engine("vae_decoder")
+    assert opened.dialects == {"unet": {"cuda": file}, "vae_decoder": {}}
+    file.write_bytes(b"other")
+    with Bundle.open(bundle_path) as bundle, pytest.raises(BundleError, match=r"model\.cuda\.onnx: altered"):
+        bundle.engine("unet")
 
 
 def test_shapes_are_tuples(bundle_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from edgediffusion.engines.probe import Probe
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.runtime.doctor import Machine
-from edgediffusion.runtime.manifest import FileRecord, GraphRecord, Manifest, Parity
+from edgediffusion.runtime.manifest import Dialect, FileRecord, GraphRecord, Manifest, Parity
 from edgediffusion.runtime.metadata import Parameters
 from edgediffusion.runtime.tables import show_machine, show_manifest, show_parameters
 
@@ -68,6 +68,13 @@ def test_a_manifest(capsys: pytest.CaptureFixture[str]) -> None:
         parity=Parity(error=2e-6, tolerance=1e-4, worst="zeros"),
         dtype="float32",
         weights_dtype="float16",
+        dialects={
+            "cuda": Dialect(
+                model="unet/model.cuda.onnx",
+                parity=Parity(error=3e-3, tolerance=1e-2, worst="zeros"),
+                changed={"NhwcConv": 98, "BiasSplitGelu": 0, "GroupNorm": 16},
+            )
+        },
     )
     show_manifest(
         Manifest(
@@ -91,6 +98,7 @@ def test_a_manifest(capsys: pytest.CaptureFixture[str]) -> None:
         "files 2, 2.0 GiB",
         "unet float32 sample float32 (batch, 4) out_sample float32 (batch, 4) 3.0 MiB float16 2.0e-06, allowed 1e-04",
         "timestep int64 (1)",
+        "unet for cuda: 98 NhwcConv, 16 GroupNorm; error 3.0e-03, allowed 1e-02",
     ):
         assert expected in out
 

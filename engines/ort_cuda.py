@@ -1,0 +1,120 @@
+"""ONNX Runtime's CUDA provider: its options, and why it does not work where it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+
+from .errors import BackendUnavailable
+from .ort_device import failed
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+# Measured on an H100 with the UNet of Stable Diffusion 1.5 in float16, batch 2, 64 x 64 latents, in the dialect of
+# `export/passes/cuda`, ONNX Runtime 1.31: bench/NOTES.md.
+OPTIONS = {
+    "enable_cuda_graph": "1",
+    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "cudnn_conv_use_max_workspace": "1",
+    "arena_extend_strategy": "kSameAsRequested",  # else each growth doubles the arena, to several times the model
+    "fuse_conv_bias": "1",
+}
+
+
+class NotCaptured(UserWarning):
+    """A graph with an operator that has no CUDA kernel: its launches are not captured, and it runs slower."""
+
+
+def open_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session for `model` on the first GPU; to be called in the device's thread.
+
+    Raises:
+        BackendUnavailable: there is none, or the provider does not work here.
+        EngineError: the model does not fit on it.
+        Exception: what ONNX Runtime says of a graph that it cannot load.
+
+    Warns:
+        NotCaptured: see there.
+    """
+    for check in CHECKS:
+        check()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        onnxruntime.preload_dlls()
+    try:
+        session = _open(model, options, OPTIONS)
+    except Exception as error:
+        if "graph capture" in str(error):  # which it refuses for a graph with an operator that has no CUDA kernel
+            warnings.warn(NotCaptured(f"{model}: not all of it runs on the GPU, so it is slower"), stacklevel=2)
+            session = _open(model, options, OPTIONS | {"enable_cuda_graph": "0"})
+        elif "memory" in str(error):
+            raise failed(str(model), "cuda", error) from error
+        else:
+            raise
+    if CUDA not in session.get_providers():
+        raise BackendUnavailable(
+            "the CUDA libraries of onnxruntime-gpu are missing or do not fit",
+            "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        )
+    return session
+
+
+def _open(model: Path, options: onnxruntime.SessionOptions, cuda: dict[str, str]) -> onnxruntime.InferenceSession:
+    # Without enable_fallback=0 a provider that fails prints a banner and leaves the work to the CPU.
+    return onnxruntime.InferenceSession(model, options, providers=[(CUDA, cuda), CPU], enable_fallback=0)
+
+
+def _check_wheel() -> None:
+    if CUDA in onnxruntime.get_available_providers():
+        return
+    try:
+        importlib.metadata.version("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        raise BackendUnavailable(
+            f"onnxruntime {onnxruntime.__version__} here is built without CUDA",
+            "pip uninstall -y onnxruntime && pip install 'edgediffusion[cuda]'",
+        ) from None
+    raise BackendUnavailable(
+        "onnxruntime-gpu is installed, but another wheel of ONNX Runtime, without CUDA, was written over it",
+        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'edgediffusion[cuda]'",
+    )
+
+
+def _check_driver() -> None:
+    """ONNX Runtime keeps the reason to itself, so this asks the driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1" if sys.platform == "linux" else "nvcuda")
+    except OSError:
+        raise BackendUnavailable("no NVIDIA driver on this machine", "install it, or take device 'cpu'") from None
+    version, count = ctypes.c_int(), ctypes.c_int()
+    if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        raise BackendUnavailable(
+            f"the NVIDIA driver finds no GPU (status {status})", "see nvidia-smi, or take device 'cpu'"
+        )
+    if count.value == 0:
+        raise BackendUnavailable("the NVIDIA driver finds no GPU", "see nvidia-smi, or take device 'cpu'")
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    built = built_for()
+    if version.value // 1000 < built:
+        raise BackendUnavailable(
+            f"the NVIDIA driver knows CUDA up to {version.value // 1000}.{version.value % 1000 // 10}, "
+            f"onnxruntime-gpu {onnxruntime.__version__} needs {built}",
+            f"update the driver, or install a wheel for CUDA {version.value // 1000}",
+        )
+
+
+CHECKS: tuple[Callable[[], None], ...] = (_check_wheel, _check_driver)
+
+
+def built_for() -> int:
+    """The major version of CUDA that this ONNX Runtime was built for; 0 where it does not say."""
+    from onnxruntime.capi import build_and_package_info
+
+    return int(str(getattr(build_and_package_info, "cuda_version", None) or "0").split(".")[0])

@@ -1,0 +1,121 @@
+"""What the fused operators compute, in standard operators: the dialect can so be checked where there is no GPU.
+
+The definitions follow ONNX Runtime's docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import inliner, parser
+
+from ..strip import strip
+from .rewriter import DOMAIN
+
+_HEADER = f'<domain: "{DOMAIN}", opset_import: ["" : 18]>\n'
+_NORM = """
+    groups_ = Constant <value_int: int = @groups> ()
+    start = Constant <value_ints: ints = [0]> ()
+    rest = Constant <value_ints: ints = [-1]> ()
+    one = Constant <value_ints: ints = [1]> ()
+    count = Reshape (groups_, one)
+    shape = Concat <axis = 0> (start, count, rest)
+    first = Transpose <perm = [0, 3, 1, 2]> (total)
+    grouped = Reshape (first, shape)
+    zero = Constant <value_float: float = 0.0> ()
+    unit = Constant <value_float: float = 1.0> ()
+    zeros_ = Expand (zero, count)
+    units_ = Expand (unit, count)
+    zeros = CastLike (zeros_, total)
+    units = CastLike (units_, total)
+    normal = InstanceNormalization <epsilon: float = @epsilon> (grouped, units, zeros)
+    size = Shape (first)
+    pictures = Reshape (normal, size)
+    last = Transpose <perm = [0, 2, 3, 1]> (pictures)
+    scale = CastLike (gamma, total)
+    shift = CastLike (beta, total)
+    scaled = Mul (last, scale)
+    result = Add (scaled, shift)
+    sigmoid = Sigmoid (result)
+    silu = Mul (result, sigmoid)
+    active = Constant <value_int: int = @activation> ()
+    condition = Cast <to = 9> (active)
+    y = Where (condition, silu, result)
+"""
+_FUNCTIONS = (
+    f"""GroupNorm <groups, epsilon, activation> (x, gamma, beta) => (y) {{
+    total = Identity (x)
+    {_NORM} }}""",
+    f"""SkipGroupNorm <groups, epsilon, activation> (x, gamma, beta, skip) => (y, total) {{
+    total = Add (x, skip)
+    {_NORM} }}""",
+    """NhwcConv <dilations, group, kernel_shape, pads, strides> (x, w, b) => (y) {
+    pictures = Transpose <perm = [0, 3, 1, 2]> (x)
+    kernels = Transpose <perm = [0, 3, 1, 2]> (w)
+    result = Conv <dilations: ints = @dilations, group: int = @group, kernel_shape: ints = @kernel_shape,
+                   pads: ints = @pads, strides: ints = @strides> (pictures, kernels, b)
+    y = Transpose <perm = [0, 2, 3, 1]> (result)
+    }""",
+    """BiasSplitGelu (x, bias) => (y) {
+    biased = Add (x, bias)
+    left, right = Split <axis = -1, num_outputs = 2> (biased)
+    root_ = Constant <value_float: float = 1.4142135623730951> ()
+    half_ = Constant <value_float: float = 0.5> ()
+    one_ = Constant <value_float: float = 1.0> ()
+    root = CastLike (root_, x)
+    half = CastLike (half_, x)
+    one = CastLike (one_, x)
+    scaled = Div (right, root)
+    erf = Erf (scaled)
+    above = Add (erf, one)
+    part = Mul (half, above)
+    gelu = Mul (right, part)
+    y = Mul (left, gelu)
+    }""",
+    """SkipLayerNormalization <epsilon> (x, skip, gamma, beta) => (y, mean, deviation, total) {
+    total = Add (x, skip)
+    y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (total, gamma, beta)
+    mean = Identity (y)
+    deviation = Identity (y)
+    }""",
+    """BiasSkipLayerNormalization <epsilon> (x, skip, gamma, beta, bias) => (y, mean, deviation, total) {
+    biased = Add (x, bias)
+    total = Add (biased, skip)
+    y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (total, gamma, beta)
+    mean = Identity (y)
+    deviation = Identity (y)
+    }""",
+    """MultiHeadAttention <num_heads, scale> (query, key, value) => (y) {
+    heads_ = Constant <value_int: int = @num_heads> ()
+    start = Constant <value_ints: ints = [0, 0]> ()
+    rest = Constant <value_ints: ints = [-1]> ()
+    one = Constant <value_ints: ints = [1]> ()
+    heads = Reshape (heads_, one)
+    split = Concat <axis = 0> (start, heads, rest)
+    joined = Concat <axis = 0> (start, rest)
+    query_ = Reshape (query, split)
+    key_ = Reshape (key, split)
+    value_ = Reshape (value, split)
+    q = Transpose <perm = [0, 2, 1, 3]> (query_)
+    k = Transpose <perm = [0, 2, 3, 1]> (key_)
+    v = Transpose <perm = [0, 2, 1, 3]> (value_)
+    factor_ = Constant <value_float: float = @scale> ()
+    factor = CastLike (factor_, query)
+    scaled = Mul (q, factor)
+    scores = MatMul (scaled, k)
+    weights = Softmax <axis = -1> (scores)
+    mixed = MatMul (weights, v)
+    tokens = Transpose <perm = [0, 2, 1, 3]> (mixed)
+    y = Reshape (tokens, joined)
+    }""",
+)
+
+
+def to_portable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph of `to_cuda_dialect` in standard operators, to be simplified like one of the exporter's."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        if node.op_type == "SkipLayerNormalization" and len(node.input) == 5:
+            node.op_type = "BiasSkipLayerNormalization"  # a function has no optional terms
+    result.functions.extend(parser.parse_function(_HEADER + text) for text in _FUNCTIONS)
+    return strip(inliner.inline_local_functions(result))

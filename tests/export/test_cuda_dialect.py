@@ -1,0 +1,154 @@
+"""The CUDA provider's dialect, whose operators are computed from their definitions: there need be no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+from onnx.external_data_helper import load_external_data_for_model
+
+from edgediffusion.engines.errors import ExportError
+from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
+from edgediffusion.export import dialect as dialect_module
+from edgediffusion.export.dialect import write_dialects
+from edgediffusion.export.families import Sample
+from edgediffusion.export.passes import clean
+from edgediffusion.export.passes.cuda import PASSES, to_cuda_dialect
+from edgediffusion.export.passes.cuda.portable import to_portable
+from edgediffusion.export.precision import Case, Halved, halve, open_graph
+from edgediffusion.export.verify import relative_error
+from edgediffusion.runtime.manifest import Manifest
+
+# How often each pass finds its pattern in the tiny networks. Their feed-forwards are too narrow for BiasSplitGelu.
+PLACES = {
+    "unet": {
+        "MultiHeadAttention": 8,
+        "GroupNorm": 21,
+        "NhwcConv": 33,
+        "SkipLayerNormalization": 8,
+        "SkipGroupNorm": 15,
+    },
+    "vae_decoder": {"MultiHeadAttention": 1, "GroupNorm": 21, "NhwcConv": 26, "SkipGroupNorm": 7},
+    "vae_encoder": {"MultiHeadAttention": 1, "GroupNorm": 13, "NhwcConv": 18, "SkipGroupNorm": 3},
+    "text_encoder": {"SkipLayerNormalization": 5},
+}
+# Transposes of pictures that are left: at both ends, and in a VAE around its attention, which normalises tokens.
+TRANSPOSES = {"unet": 2, "vae_decoder": 3, "vae_encoder": 3, "text_encoder": 2}
+# The same sums in another order, in float32.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def graph(request: pytest.FixtureRequest, bundle: Path) -> onnx.ModelProto:
+    """A portable graph of the tiny model with its weights inside, in float32."""
+    model = onnx.load(bundle / request.param / "model.onnx", load_external_data=False)
+    load_external_data_for_model(model, str(bundle / request.param))
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in weights]:
+        value = numpy_helper.to_array(weights[node.input[0]]).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+        model.graph.node.remove(node)
+    return model
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
+    return open_graph(model, Path(), [output.name for output in model.graph.output])(feeds)
+
+
+def feeds(bundle: Path, name: str) -> dict[str, Array]:
+    sizes = {"batch": 2, "height": 24, "width": 16}
+    rng = np.random.default_rng(0)
+    result = {}
+    for tensor in Manifest.read(bundle).graphs[name].spec.inputs:
+        shape = tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
+        values = rng.integers(1, 400, shape) if tensor.dtype == "int64" else rng.standard_normal(shape)
+        result[tensor.name] = values.astype(tensor.dtype)
+    return result
+
+
+def test_each_pass_keeps_what_the_portable_graph_computes(graph: onnx.ModelProto, bundle: Path) -> None:
+    inputs = feeds(bundle, graph.graph.name)
+    wanted = run(graph, inputs)
+    model = graph
+    for name, graph_pass in PASSES.items():
+        model = graph_pass(model)
+        assert relative_error(run(clean(to_portable(model)), inputs), wanted) < TOLERANCE, name
+    dialect, changed = to_cuda_dialect(graph)
+    assert {op_type: count for op_type, count in changed.items() if count} == PLACES[graph.graph.name]
+    assert relative_error(run(clean(to_portable(dialect)), inputs), wanted) < TOLERANCE
+
+
+def test_pictures_are_transposed_at_the_ends_only(graph: onnx.ModelProto) -> None:
+    dialect, _ = to_cuda_dialect(graph)
+    weights = {tensor.name for tensor in dialect.graph.initializer}
+    perms = [
+        list(helper.get_attribute_value(node.attribute[0]))
+        for node in dialect.graph.node
+        if node.op_type == "Transpose" and node.input[0] not in weights
+    ]
+    assert sum(perm in ([0, 2, 3, 1], [0, 3, 1, 2]) for perm in perms) == TRANSPOSES[graph.graph.name]
+
+
+def test_a_graph_without_the_patterns_is_left_alone() -> None:
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
+    node = helper.make_node("Softmax", ["x"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]))
+    dialect, changed = to_cuda_dialect(model)
+    assert set(changed.values()) == {0}
+    assert list(dialect.graph.node) == [node]
+
+
+def test_the_comparison_can_fail(graph: onnx.ModelProto, bundle: Path) -> None:
+    dialect, _ = to_cuda_dialect(graph)
+    for node in [node for node in dialect.graph.node if "Norm" in node.op_type][:1]:
+        next(entry for entry in node.attribute if entry.name == "epsilon").f = 0.1
+    inputs = feeds(bundle, graph.graph.name)
+    assert relative_error(run(clean(to_portable(dialect)), inputs), run(graph, inputs)) > 10 * TOLERANCE
+
+
+SPEC = GraphSpec("net", (TensorSpec("x", "float32", ("n", 4)),), (TensorSpec("y", "float32", ("n", 4)),))
+
+
+def halved(folder: Path) -> tuple[Case, Halved]:
+    """A graph of a sum and its norm, in float16."""
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[n, 4] x) => (float[n, 4] y) <float[4] w = {1, 1, 1, 1}>'
+        "{ [a] a = Relu(x) [b] b = Add(a, x) [c] y = LayerNormalization<axis = -1>(b, w) }"
+    )
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    total = x + np.maximum(x, 0)
+    y = (total - total.mean(-1, keepdims=True)) / total.std(-1, keepdims=True)
+    case = Case(model=model, spec=SPEC, folder=folder, samples=[Sample("normal", {"x": x})], wanted=[{"y": y}])
+    return case, halve(case, "float16")
+
+
+def test_a_dialect_is_written_and_measured(tmp_path: Path) -> None:
+    case, half = halved(tmp_path)
+    dialects = write_dialects(case, half, tmp_path / "model.onnx")
+    assert dialects.keys() == {"cuda"}
+    assert dialects["cuda"].model == f"{tmp_path.name}/model.cuda.onnx"
+    assert dialects["cuda"].changed["SkipLayerNormalization"] == 1
+    assert 0 < dialects["cuda"].parity.error < 1e-2
+    assert "SkipLayerNormalization" in {node.op_type for node in onnx.load(tmp_path / "model.cuda.onnx").graph.node}
+    assert write_dialects(case, None, tmp_path / "other.onnx") == {}
+    assert write_dialects(case, replace(half, dtype="bfloat16"), tmp_path / "other.onnx") == {}
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_a_wrong_dialect_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, half = halved(tmp_path)
+
+    def without_skip(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
+        dialect, changed = to_cuda_dialect(model)
+        (node,) = [node for node in dialect.graph.node if node.op_type == "SkipLayerNormalization"]
+        node.input[0] = node.input[1]
+        return dialect, changed
+
+    monkeypatch.setattr(dialect_module, "to_cuda_dialect", without_skip)
+    with pytest.raises(ExportError, match=r"net for cuda: off by 0\.\d+ of torch's largest output \(normal\), tol"):
+        write_dialects(case, half, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
