@@ -80,7 +80,7 @@ def _parser() -> Parser:
         help=f"what graphs compute in: {', '.join(DTYPES)}; one component with vae_decoder=fp32",
     )
     add("--weights", choices=WEIGHTS, help="store the weights in this form, computing as --dtype says")
-    add("--opset", type=int, default=Options.opset, metavar="N", help="of ONNX; default: %(default)s")
+    add("--opset", type=int, default=Options.opset, metavar="N", help="of ONNX, 18 to 23; default: %(default)s")
     add(
         "--static",
         type=_static,

@@ -11,6 +11,7 @@ from edgediffusion.runtime.manifest import Static
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS = ("int8",)
+OPSETS = range(18, 24)  # of ONNX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Options:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            raise UsageError(f"--opset {self.opset}; wanted {OPSETS[0]} to {OPSETS[-1]}, 18 runs on most machines")
         if self.weights and (halves := {name for name in self.dtype.values() if name != "float32"}):
             names = ", ".join(sorted(halves))
             raise UsageError(

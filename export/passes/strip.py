@@ -5,12 +5,14 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-IR_VERSION = 8  # the first with opset 18: every ONNX Runtime since 1.14 reads it
 PRODUCER = "edgediffusion"
 
 
 def strip(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Keep names, nodes, inputs, outputs and initializers only, so that a second export gives the same bytes."""
+    """Keep names, nodes, inputs, outputs and initializers only, so that a second export gives the same bytes.
+
+    The IR version is the first with the model's opset, 8 with opset 18: every ONNX Runtime since 1.14 reads it.
+    """
     graph = helper.make_graph(
         [_bare_node(node) for node in model.graph.node],
         model.graph.name,
@@ -18,8 +20,9 @@ def strip(model: onnx.ModelProto) -> onnx.ModelProto:
         [_bare_value(value) for value in model.graph.output],
         model.graph.initializer,
     )
+    version = helper.find_min_ir_version_for(model.opset_import)
     result: onnx.ModelProto = helper.make_model(
-        graph, opset_imports=model.opset_import, producer_name=PRODUCER, ir_version=IR_VERSION
+        graph, opset_imports=model.opset_import, producer_name=PRODUCER, ir_version=version
     )
     return result
 
