@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -47,6 +48,17 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Building:
+    """For backends whose engines are built: whether that may happen when one is lacking, which can take minutes.
+
+    `precision` is what the graph computes in.
+    """
+
+    allowed: bool = True
+    precision: str = "float32"
 
 
 class HostEngine:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from .base import Engine
+from .base import Building, Engine
 from .errors import BackendUnavailable, UnknownName
 from .spec import GraphSpec
 
@@ -18,20 +18,32 @@ class Backend:
     """A way to execute graphs.
 
     `extras` maps each device to the pip extra that brings it; `distributions` are the pip packages that provide
-    the backend, of which only one may be installed at a time.
+    the backend, of which only one may be installed at a time. Where a backend `builds`, its engines lie in the store,
+    and its module has `open_engine(model, spec, building)`.
     """
 
     module: str
     extras: Mapping[str, str]
     distributions: tuple[str, ...]
+    builds: bool = False
 
 
+BUILDING = Building()
 BACKENDS: dict[str, Backend] = {
     "ort": Backend(
         module="edgediffusion.engines.ort",
         extras={"cpu": "cpu", "cuda": "cuda"},
         distributions=("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
-    )
+    ),
+    "tensorrt": Backend(
+        module="edgediffusion.engines.tensorrt", extras={"cuda": "tensorrt"}, distributions=("tensorrt",), builds=True
+    ),
+    "tensorrt_rtx": Backend(
+        module="edgediffusion.engines.tensorrt_rtx",
+        extras={"cuda": "tensorrt-rtx"},
+        distributions=("tensorrt-rtx",),
+        builds=True,
+    ),
 }
 
 
@@ -42,10 +54,12 @@ def open_engine(
     backend: str = "ort",
     device: str = "auto",
     dialects: Mapping[str, Path] = MappingProxyType({}),
+    building: Building = BUILDING,
 ) -> Engine:
     """Open the graph in the file `model`; `device` "auto" takes the best one that works here.
 
     `dialects` are files that hold the same graph in operators that only one device has, by the device's name.
+    `building` says what to do where there is no engine yet, see `store`.
 
     Raises:
         UnknownName: there is no such backend, or it has no such device.
@@ -64,5 +78,8 @@ def open_engine(
         raise BackendUnavailable(
             f"backend {backend!r} cannot be imported ({error})", f"pip install 'edgediffusion[{extra}]'"
         ) from error
-    engine: Engine = module.open_engine(model, spec, device, dialects)
+    if BACKENDS[backend].builds:
+        engine: Engine = module.open_engine(model, spec, building)
+    else:
+        engine = module.open_engine(model, spec, device, dialects)
     return engine

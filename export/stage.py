@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from edgediffusion.engines.digest import sha256_of
 from edgediffusion.engines.spec import Array
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.golden import GOLDEN
-from edgediffusion.runtime.manifest import FileRecord, GraphRecord, parse_graph, sha256_of
+from edgediffusion.runtime.manifest import FileRecord, GraphRecord, parse_graph
 
 from .component import export_component
 from .families import FAMILIES

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from edgediffusion.engines.digest import sha256_of
 from edgediffusion.engines.errors import ExportError, UsageError
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
-from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest, sha256_of
+from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
 
 from .families import FAMILIES
 from .options import Options

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from edgediffusion.engines.base import Engine
+from edgediffusion.engines.base import Building, Engine
+from edgediffusion.engines.digest import sha256_of
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.registry import open_engine
 
 from .families import FAMILIES, Family
 from .foreign import adapt, describe, is_foreign
-from .manifest import FileRecord, Manifest, Variant, sha256_of
+from .manifest import FileRecord, Manifest, Variant
 
 _REMEDY = "copy or export the bundle again"
 
@@ -31,22 +32,26 @@ class _Opening:
 class Bundle:
     """Opens engines on demand and frees them. A context manager: leaving it frees all."""
 
-    def __init__(self, path: Path, manifest: Manifest, family: Family, backend: str, device: str) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, family: Family, backend: str, device: str, *, build: bool
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.family = family
         self._backend = backend
         self._device = device
+        self._build = build
         self._pool = ThreadPoolExecutor(2 * len(manifest.graphs), "edgediffusion")
         self._openings: dict[tuple[str, str | None], _Opening] = {}  # by component and variant
         self._closed = False
 
     @classmethod
-    def open(cls, path: str | Path, *, backend: str = "ort", device: str = "auto") -> Bundle:
+    def open(cls, path: str | Path, *, backend: str = "ort", device: str = "auto", build: bool = True) -> Bundle:
         """Check the folder `path`: its manifest, that every file is there in full, and the digests of the small ones.
 
         Graphs and weights are digested when they are opened.
         A folder without a manifest that optimum exported is described from its graphs.
+        `build` says whether a backend that needs engines of its own may build those that are lacking.
 
         Raises:
             BundleError: there is no bundle, a file is missing, truncated or altered, or it is of a newer version.
@@ -65,7 +70,7 @@ class Bundle:
         heavy = {file for graph in manifest.graphs.values() for file in graph.files}
         for name in manifest.files.keys() - heavy:
             _check_digest(path / name, manifest.files[name])
-        return cls(path, manifest, family, backend, device)
+        return cls(path, manifest, family, backend, device, build=build)
 
     def config(self, name: str) -> dict[str, Any]:
         """The JSON file `name` of the bundle, such as "unet/config.json".
@@ -126,16 +131,23 @@ class Bundle:
         heavy = (graph.model, *dialects, component.weights)
         files = {self.path / file: self.manifest.files[file] for file in heavy}
         opening = _Opening(
-            self._pool.submit(self._open_engine, graph),
+            self._pool.submit(self._open_engine, graph, component.dtype),
             self._pool.submit(_check_digests, files),
         )
         self._openings[name, variant] = opening
         return opening
 
-    def _open_engine(self, graph: Variant) -> Engine:
+    def _open_engine(self, graph: Variant, dtype: str) -> Engine:
         dialects = {device: self.path / dialect.model for device, dialect in graph.dialects.items()}
-        model = self.path / graph.model
-        return adapt(open_engine(model, graph.spec, backend=self._backend, device=self._device, dialects=dialects))
+        engine = open_engine(
+            self.path / graph.model,
+            graph.spec,
+            backend=self._backend,
+            device=self._device,
+            dialects=dialects,
+            building=Building(allowed=self._build, precision=dtype),
+        )
+        return adapt(engine)
 
     def close(self) -> None:
         """Free everything. May be called twice."""

@@ -138,7 +138,7 @@ def generate(arguments: Sequence[str]) -> int:
     settings |= {name: open_image(path) for name in ("image", "mask") if (path := settings[name]) is not None}
     settings["control_images"] = [open_image(path) for path in options.control_image]
     settings["width"], settings["height"] = options.size
-    with Pipeline.load(options.bundle, backend=options.backend, device=options.device) as pipeline:
+    with Pipeline.load(**_opening(options)) as pipeline:
         run = pipeline.steps(options.prompt, options.negative_prompt, **settings)
         for step in _with_progress(run):
             latents = step.latents
@@ -191,9 +191,24 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--image-guidance-scale", type=float, metavar="X", help="how closely instruct-pix2pix keeps to the picture")
     add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
+    _add_backend(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_backend(parser: Parser) -> None:
+    add = parser.add_argument
     add("--backend", default="ort", metavar="NAME", help="default: %(default)s")
     add("--device", default="auto", metavar="NAME", help="default: %(default)s")
-    return parser.parse_args(arguments)
+    add(
+        "--no-build",
+        dest="build",
+        action="store_false",
+        help="fail where a backend lacks an engine that it would build",
+    )
+
+
+def _opening(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("bundle", "backend", "device", "build")}
 
 
 def inspect(arguments: Sequence[str]) -> int:
@@ -247,8 +262,7 @@ def verify_parser() -> Parser:
         help="run torch's networks of this checkpoint for it, changed by --vae, --unet, --controlnet, --lora, "
         "--embedding or --revision as for export",
     )
-    add("--backend", default="ort", metavar="NAME", help="default: %(default)s")
-    add("--device", default="auto", metavar="NAME", help="default: %(default)s")
+    _add_backend(parser)
     add("--json", action="store_true", help="as JSON")
     return parser
 
@@ -258,7 +272,8 @@ def report_checks(options: argparse.Namespace, checks_of: Callable[[Bundle], Ite
     from .bundle import Bundle
     from .tables import show_checks
 
-    with Bundle.open(options.bundle, backend=options.backend, device=options.device) as bundle:
+    opening = _opening(options)
+    with Bundle.open(opening.pop("bundle"), **opening) as bundle:
         checks = list(checks_of(bundle))
     if options.json:
         _print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,15 +14,6 @@ from edgediffusion.engines.spec import GraphSpec, TensorSpec
 
 MANIFEST = "edgediffusion.json"
 SCHEMA = 3
-
-
-def sha256_of(path: Path) -> str:
-    """The digest of a file, read a piece at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

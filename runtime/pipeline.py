@@ -47,15 +47,17 @@ class Pipeline:
             bundle.engine(name)
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, *, backend: str = "ort", device: str = "auto") -> Pipeline:
-        """Open the folder `bundle`, by default the built-in model.
+    def load(
+        cls, bundle: str | Path | None = None, *, backend: str = "ort", device: str = "auto", build: bool = True
+    ) -> Pipeline:
+        """Open the folder `bundle`, by default the built-in model. For `build` see `Bundle.open`.
 
         Raises:
             BundleError: there is no bundle, or it is incomplete, altered or too new.
             UnknownName: there is no such backend or device.
             BackendUnavailable: the backend or device does not work here.
         """
-        opened = Bundle.open(BUILTIN if bundle is None else bundle, backend=backend, device=device)
+        opened = Bundle.open(BUILTIN if bundle is None else bundle, backend=backend, device=device, build=build)
         try:
             return cls(opened)
         except BaseException:

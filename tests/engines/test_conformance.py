@@ -17,6 +17,8 @@ from edgediffusion.engines.ort_device import DeviceRun
 from edgediffusion.engines.registry import BACKENDS, open_engine
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
 
+from .fake_tensorrt import FakeTensorRT
+
 SPEC = GraphSpec(
     "tiny",
     (TensorSpec("x", "float32", ("batch", 2)), TensorSpec("offset", "float32", (3,))),
@@ -46,8 +48,19 @@ OPENERS: dict[str, Callable[[], Engine]] = {
     "ort": lambda: open_engine(MODEL, SPEC, backend="ort", device="cpu"),
     "ort on a device": on_device,
     "ort on cuda": lambda: open_engine(MODEL, SPEC, backend="ort", device="cuda"),
+    "tensorrt": lambda: open_engine(MODEL, SPEC, backend="tensorrt"),
+    "tensorrt_rtx": lambda: open_engine(MODEL, SPEC, backend="tensorrt_rtx"),
 }
 PARAMS = [pytest.param(name, marks=pytest.mark.gpu if "cuda" in name else ()) for name in OPENERS]
+
+pytestmark = pytest.mark.filterwarnings("ignore:building an engine of tiny")  # TensorRT's are, for each batch
+
+
+@pytest.fixture(autouse=True)
+def installed(tensorrt: Callable[..., FakeTensorRT]) -> None:
+    """TensorRT over a GPU that is none."""
+    tensorrt("10.13.2.6")
+    tensorrt("1.7.1.116", "tensorrt_rtx")
 
 
 @pytest.fixture(params=PARAMS)

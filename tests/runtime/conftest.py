@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from edgediffusion.engines.base import Building
 from edgediffusion.engines.fake import FakeEngine
 from edgediffusion.engines.registry import BACKENDS
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
@@ -96,7 +97,14 @@ class Opened:
     dialects: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     def open(
-        self, model: Path, spec: GraphSpec, *, backend: str = "ort", device: str = "auto", dialects: Mapping[str, Path]
+        self,
+        model: Path,
+        spec: GraphSpec,
+        *,
+        backend: str,
+        device: str,
+        dialects: Mapping[str, Path],
+        building: Building,
     ) -> FakeEngine:
         assert backend in BACKENDS
         self.dialects[spec.name] = dict(dialects)

@@ -1,0 +1,245 @@
+"""TensorRT and TensorRT-RTX: plans from the store, run on the GPU."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .base import Building, Engine, HostEngine
+from .cuda import DeviceMemory, Launches, Staging, Stream
+from .errors import EngineError
+from .profile import Profile, sizes_of
+from .spec import Array, GraphSpec
+from .store import Entry, NoEngine
+from .tensorrt_build import BuildOptions, make_logger
+from .tensorrt_store import Job, ensure, find
+from .tensorrt_versions import TensorRT, load
+
+# Sets of input shapes whose buffers and captured launches are kept.
+MAX_KEPT = 8
+Shapes = tuple[tuple[int, ...], ...]
+_DTYPES = {"FLOAT": "f4", "HALF": "f2", "INT32": "i4", "INT64": "i8", "INT8": "i1", "UINT8": "u1", "BOOL": "?"}
+
+
+class EngineBuilding(UserWarning):
+    """An engine is being built, which takes minutes for a large network."""
+
+
+def open_engine(model: Path, spec: GraphSpec, building: Building, *, backend: str = "tensorrt") -> Engine:
+    """See `registry.open_engine`.
+
+    Raises:
+        NoEngine: none was built that fits this machine and graph, and none is to be; it says what differs and the
+            command.
+    """
+    return HostEngine(spec, PlanRun(load(backend), Job.of(model, spec, building.precision), allowed=building.allowed))
+
+
+class Scratch:
+    """Memory for what lies between the layers: one for all engines, which therefore take turns."""
+
+    def __init__(self) -> None:
+        self.turn = threading.RLock()
+        self.memory: DeviceMemory | None = None
+
+    def at_least(self, size: int) -> DeviceMemory:
+        """It is another one after it has grown, and launches captured before are void."""
+        if self.memory is None or self.memory.size < size:
+            self.memory = None  # the old one first
+            self.memory = DeviceMemory(size)
+        return self.memory
+
+
+_SCRATCH = Scratch()
+
+
+class Plan:
+    """A plan that was loaded, with a context for each of its profiles."""
+
+    def __init__(self, tensorrt: TensorRT, entry: Entry, model: Path) -> None:
+        self.entry = entry
+        self._tensorrt = tensorrt
+        logger = make_logger(tensorrt.module)
+        runtime = tensorrt.module.Runtime(logger)
+        if "version_compatible" in entry.recipe.flags:
+            runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+        self.engine = runtime.deserialize_cuda_engine(entry.read())
+        if self.engine is None:
+            raise EngineError(f"{entry.plan}: {tensorrt.version.label} refuses it ({'; '.join(logger.errors[-2:])})")
+        self.errors: list[str] = logger.errors
+        self._keep = (runtime, logger)
+        if "weight_stripped" in entry.recipe.flags:
+            self._refit(model, logger)
+        self._contexts: dict[int, Any] = {}
+
+    def _refit(self, model: Path, logger: Any) -> None:
+        refitter = self._tensorrt.module.Refitter(self.engine, logger)
+        parser = self._tensorrt.module.OnnxParserRefitter(refitter, logger)
+        if not (parser.refit_from_file(str(model)) and refitter.refit_cuda_engine()):
+            raise EngineError(f"{self.entry.plan}: {model} does not give all its weights ({'; '.join(logger.errors)})")
+
+    def context(self, profile: int, stream: Stream) -> Any:
+        """The one of this profile, without memory of its own."""
+        if profile not in self._contexts:
+            context = self._tensorrt.new_context(self.engine)
+            if context is None:
+                raise EngineError(f"{self.entry.plan}: no context could be made; is the device's memory full?")
+            if self.engine.num_optimization_profiles > 1:
+                context.set_optimization_profile_async(profile, int(stream.handle))
+                stream.wait()
+            self._contexts[profile] = context
+        return self._contexts[profile]
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """What an input or output has in the plan."""
+        return np.dtype(_DTYPES[self.engine.get_tensor_dtype(name).name])
+
+
+@dataclass
+class _Bucket:
+    """One set of input shapes. `sent` are the arrays that were copied to the GPU last."""
+
+    plan: Plan
+    context: Any
+    inputs: dict[str, Staging]
+    outputs: dict[str, Staging]
+    sent: dict[str, Array] = field(default_factory=dict)
+    scratch: DeviceMemory | None = None
+    launches: Launches | None = None
+    calls: int = 0
+
+
+class PlanRun:
+    """Host arrays to host arrays. Plans are loaded when shapes of theirs come up, a sole one at once.
+
+    The launches of a set of shapes are captured in its second call, and replayed from then on. An array that nobody
+    can write to, as `Engine.bind` makes them, is copied once.
+    """
+
+    def __init__(self, tensorrt: TensorRT, job: Job, *, allowed: bool) -> None:
+        self._tensorrt = tensorrt
+        self._job = job
+        self._spec = job.spec
+        self._allowed = allowed
+        self._entries = self._find()
+        self._stream = Stream()
+        self._plans: dict[Path, Plan] = {}
+        self._kept: dict[Shapes, _Bucket] = {}
+        if len(self._entries) == 1:
+            self._plan(self._entries[0])
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph once.
+
+        Raises:
+            NoEngine: no engine takes these shapes; it lists those that there are.
+            EngineError: it fails: out of memory, say.
+        """
+        shapes = tuple(feeds[tensor.name].shape for tensor in self._spec.inputs)
+        with _SCRATCH.turn:
+            try:
+                bucket = self._kept.get(shapes) or self._allocate(feeds, shapes)
+                self._send(bucket, feeds)
+                self._launch(bucket)
+                for staging in bucket.outputs.values():
+                    staging.fetch(self._stream)
+                self._stream.wait()
+            except EngineError:
+                self._kept.pop(shapes, None)
+                raise
+            dtypes = {tensor.name: tensor.dtype for tensor in self._spec.outputs}
+            return {name: np.array(staging.host, dtypes[name]) for name, staging in bucket.outputs.items()}
+
+    def _find(self) -> list[Entry]:
+        try:
+            return find(self._tensorrt, self._job)
+        except NoEngine as error:
+            if not self._allowed:
+                raise
+            if "that fits" in error.reason:
+                warnings.warn(f"{error.reason}; building another", EngineBuilding, stacklevel=2)
+            return []
+
+    def _plan(self, entry: Entry) -> Plan:
+        if entry.plan not in self._plans:
+            self._plans[entry.plan] = Plan(self._tensorrt, entry, self._job.path)
+        return self._plans[entry.plan]
+
+    def _covering(self, sizes: Mapping[str, int]) -> tuple[Entry, int]:
+        """The engine, and which of its profiles, for these sizes; built now where there is none."""
+        for entry in self._entries:
+            for i, profile in enumerate(entry.recipe.profiles):
+                if profile.covers(sizes):
+                    return entry, i
+        if not self._allowed:
+            raise self._no_profile(sizes)
+        profile = Profile.of(sizes)
+        message = f"building an engine of {self._spec.name} for {profile}; it is kept, and takes minutes if it is large"
+        warnings.warn(message, EngineBuilding, stacklevel=2)
+        self._entries.append(ensure(self._tensorrt, self._job, [profile], BuildOptions(), self._job.stores[-1]))
+        return self._entries[-1], 0
+
+    def _allocate(self, feeds: Mapping[str, Array], shapes: Shapes) -> _Bucket:
+        entry, profile = self._covering(sizes_of(self._spec, feeds))
+        plan = self._plan(entry)
+        context = plan.context(profile, self._stream)
+        inputs = {}
+        for tensor in self._spec.inputs:
+            context.set_input_shape(tensor.name, feeds[tensor.name].shape)
+            inputs[tensor.name] = Staging(feeds[tensor.name].shape, plan.dtype(tensor.name))
+        outputs = {
+            tensor.name: Staging(tuple(context.get_tensor_shape(tensor.name)), plan.dtype(tensor.name))
+            for tensor in self._spec.outputs
+        }
+        if len(self._kept) >= MAX_KEPT:
+            self._kept.pop(next(iter(self._kept)))
+        self._kept[shapes] = _Bucket(plan, context, inputs, outputs)
+        return self._kept[shapes]
+
+    def _no_profile(self, sizes: Mapping[str, int]) -> NoEngine:
+        wanted = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items()))
+        built = "; ".join(str(profile) for entry in self._entries for profile in entry.recipe.profiles)
+        command = self._job.command(self._tensorrt.backend, " --shapes WIDTHxHEIGHT --batch N")
+        return NoEngine(f"{self._spec.name}: no engine for {wanted}; there are: {built}", command)
+
+    def _send(self, bucket: _Bucket, feeds: Mapping[str, Array]) -> None:
+        for name, array in feeds.items():
+            final = array.base is None and not array.flags.writeable
+            if not (final and bucket.sent.get(name) is array):
+                bucket.inputs[name].send(array, self._stream)
+                bucket.sent[name] = array
+
+    def _launch(self, bucket: _Bucket) -> None:
+        memory = _SCRATCH.at_least(self._tensorrt.scratch_size(bucket.plan.engine))
+        if bucket.scratch is not memory:
+            bucket.scratch, bucket.launches, bucket.calls = memory, None, 0
+        if bucket.launches is None:
+            self._prepare(bucket, memory)
+            bucket.calls += 1
+            if bucket.calls != 2:  # the first call also sets up what cannot be captured; a third means it failed
+                return self._enqueue(bucket)
+            try:
+                bucket.launches = self._stream.capture(lambda: self._enqueue(bucket))
+            except EngineError:
+                return self._enqueue(bucket)
+        bucket.launches(self._stream)
+        return None
+
+    def _prepare(self, bucket: _Bucket, memory: DeviceMemory) -> None:
+        """A context may have served other shapes since."""
+        self._tensorrt.give_scratch(bucket.context, memory.address, memory.size)
+        for name, staging in bucket.inputs.items():
+            bucket.context.set_input_shape(name, staging.host.shape)
+        for name, staging in (bucket.inputs | bucket.outputs).items():
+            bucket.context.set_tensor_address(name, staging.device.address)
+
+    def _enqueue(self, bucket: _Bucket) -> None:
+        if not bucket.context.execute_async_v3(int(self._stream.handle)):
+            told = "; ".join(bucket.plan.errors[-2:])
+            raise EngineError(f"{self._spec.name}: TensorRT failed ({told or 'it does not say why'})")

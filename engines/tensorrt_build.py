@@ -1,0 +1,262 @@
+"""From a graph to a TensorRT plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError, EngineError, UsageError
+from .profile import Profile
+from .spec import GraphSpec
+from .tensorrt_versions import TensorRT
+
+Report = Callable[[float], None]
+_HALF = "float16"
+# The builder's flags for options that are on or off.
+_FLAGS = {
+    "weight_stripped": ("STRIP_PLAN",),
+    "refit": ("REFIT",),
+    "version_compatible": ("VERSION_COMPATIBLE",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How to build; what is left out is TensorRT's choice.
+
+    `optimization_level` is 0 to 5, `workspace` in bytes. `weight_stripped` leaves the weights out of the plan, they
+    are read from the bundle when it is opened; `refit` lets them be replaced. `version_compatible` engines load in
+    later versions too, `hardware_compatible` ones on any GPU since Ampere. `compute_capability` names GPUs to build
+    for that are not here. `timing_cache` keeps what kernels took, for the next build on the same GPU.
+    """
+
+    optimization_level: int | None = None
+    workspace: int | None = None
+    timing_cache: Path | None = None
+    weight_stripped: bool = False
+    refit: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    compute_capability: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What leaves a mark on the plan and is told nowhere else, for `Recipe.flags`."""
+        chosen = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        marks = [
+            (name, value) for name, value in chosen if value and name not in ("timing_cache", "compute_capability")
+        ]
+        return tuple(name if value is True else f"{name}={value}" for name, value in marks)
+
+    def check(self, tensorrt: TensorRT) -> None:
+        """Raise `UsageError` where this TensorRT cannot follow an option."""
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) != field.default and field.name not in tensorrt.version.options:
+                raise UsageError(f"{tensorrt.version.label} has no --{field.name.replace('_', '-')}; leave it out")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"--optimization-level {self.optimization_level}, wanted 0 to 5")
+        for capability in self.compute_capability:
+            if tensorrt.compute_capability(capability) is None:
+                known = ", ".join(tensorrt.known_compute_capabilities)
+                raise UsageError(f"--compute-capability {capability}, known: {known}")
+
+
+def build_plan(
+    tensorrt: TensorRT,
+    model: Path,
+    spec: GraphSpec,
+    profiles: Sequence[Profile],
+    precision: str,
+    options: BuildOptions,
+    report: Report = lambda fraction: None,
+) -> bytes:
+    """Build the graph in the file `model` for these profiles, and return the plan.
+
+    One profile of fixed sizes gives a static engine. `report` is called with the fraction that is done, from a thread
+    of TensorRT's. A keyboard interrupt stops the build before it is raised, where this TensorRT can be stopped.
+
+    Raises:
+        UsageError: see `BuildOptions.check`.
+        BundleError: TensorRT cannot read the graph, or it is not that of `spec`.
+        EngineError: the build fails: out of memory, say.
+    """
+    options.check(tensorrt)
+    trt = tensorrt.module
+    logger = make_logger(trt)
+    builder = trt.Builder(logger)
+    network, parser = _parse(tensorrt, builder, logger, model)  # the parser owns the weights
+    _check_interface(model, spec, network)
+    config = builder.create_builder_config()
+    _fix_or_add_profiles(builder, config, network, spec, profiles)
+    _configure(tensorrt, config, precision, options)
+    monitor = _monitor(trt, report) if tensorrt.version.has_progress else None
+    if monitor is not None:
+        config.progress_monitor = monitor
+    plan = _in_a_thread(lambda: builder.build_serialized_network(network, config), monitor)
+    if plan is None:
+        raise EngineError(_why_failed(spec.name, logger.errors))
+    if options.timing_cache is not None:
+        _save(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
+    del parser
+    return bytes(memoryview(plan))
+
+
+def make_logger(trt: Any) -> Any:
+    """Keeps errors, for the one line that tells of them; says nothing itself."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(" ".join(message.split()))
+
+    return Logger()
+
+
+def _parse(tensorrt: TensorRT, builder: Any, logger: Any, model: Path) -> tuple[Any, Any]:
+    trt, flags = tensorrt.module, 0
+    kinds = trt.NetworkDefinitionCreationFlag
+    if tensorrt.version.strongly_typed:
+        flags |= 1 << int(kinds.STRONGLY_TYPED)
+    else:
+        flags |= 1 << int(kinds.EXPLICIT_BATCH)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        reasons = [parser.get_error(i) for i in range(parser.num_errors)]
+        told = "; ".join(f"node {reason.node()}: {reason.desc()}" for reason in reasons) or "; ".join(logger.errors)
+        raise BundleError(f"{model}: {tensorrt.version.label} cannot read it ({told}); export it again")
+    return network, parser
+
+
+def _check_interface(model: Path, spec: GraphSpec, network: Any) -> None:
+    found = {
+        "inputs": [network.get_input(i).name for i in range(network.num_inputs)],
+        "outputs": [network.get_output(i).name for i in range(network.num_outputs)],
+    }
+    for kind, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+        wanted = sorted(tensor.name for tensor in tensors)
+        if sorted(found[kind]) != wanted:
+            raise BundleError(
+                f"{model}: {kind} {', '.join(sorted(found[kind]))}, expected {', '.join(wanted)}; export it again"
+            )
+
+
+def _fix_or_add_profiles(builder: Any, config: Any, network: Any, spec: GraphSpec, profiles: Sequence[Profile]) -> None:
+    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    if len(profiles) == 1 and profiles[0].is_static:
+        for tensor in spec.inputs:
+            inputs[tensor.name].shape = profiles[0].shapes(tensor)[0]
+        return
+    for profile in profiles:
+        added = builder.create_optimization_profile()
+        for tensor in spec.inputs:
+            if any(isinstance(dimension, str) for dimension in tensor.shape):
+                added.set_shape(tensor.name, *profile.shapes(tensor))
+        config.add_optimization_profile(added)
+
+
+def _configure(tensorrt: TensorRT, config: Any, precision: str, options: BuildOptions) -> None:
+    trt = tensorrt.module
+    for name, flags in _FLAGS.items():
+        if getattr(options, name):
+            for flag in flags:
+                config.set_flag(getattr(trt.BuilderFlag, flag))
+    if precision == _HALF and not tensorrt.version.strongly_typed:
+        config.set_flag(trt.BuilderFlag.FP16)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.compute_capability:
+        config.num_compute_capabilities = len(options.compute_capability)
+        for i, capability in enumerate(options.compute_capability):
+            config.set_compute_capability(tensorrt.compute_capability(capability), i)
+    if tensorrt.version.needs_gpu:
+        config.set_tactic_sources(0)  # cuBLAS and cuDNN, which nobody need install for TensorRT's own kernels
+    if options.timing_cache is not None:
+        content = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False)
+
+
+def _monitor(trt: Any, report: Report) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Phases lie within one another; a phase counts for one step of the one around it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stopped = False
+            self.phases: dict[str, tuple[str | None, int, int]] = {}  # name -> around it, steps, steps done
+            self.done = 0.0
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.phases[name] = (parent or None, max(steps, 1), 0)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            parent, steps, _ = self.phases[name]
+            self.phases[name] = (parent, steps, step + 1)
+            self.done = max(self.done, self._fraction(None))
+            report(self.done)
+            return not self.stopped
+
+        def phase_finish(self, name: str) -> None:
+            self.phases.pop(name, None)
+
+        def _fraction(self, around: str | None) -> float:
+            inside = [
+                (min(done + self._fraction(name), steps)) / steps
+                for name, (parent, steps, done) in self.phases.items()
+                if parent == around
+            ]
+            return min(max(inside, default=0.0), 1.0)
+
+    return Monitor()
+
+
+def _in_a_thread(work: Callable[[], Any], monitor: Any) -> Any:
+    """What `work` returns. A keyboard interrupt comes between Python's own steps, and a build is none."""
+    result: list[Any] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        if monitor is not None:
+            monitor.stopped = True
+            thread.join()
+        raise
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _why_failed(name: str, errors: Sequence[str]) -> str:
+    told = "; ".join(errors[-3:]) or "it does not say why"
+    if any("out of memory" in error.lower() or "outofmemory" in error.lower() for error in errors):
+        return f"{name}: out of device memory while building ({told}); take a smaller --workspace, --batch or --shapes"
+    return f"{name}: TensorRT cannot build it ({told})"
+
+
+def _save(path: Path, content: memoryview) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

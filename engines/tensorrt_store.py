@@ -1,0 +1,166 @@
+"""TensorRT's engines in the store: which graph, which machine, where they lie, and how one is made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgediffusion import __version__
+
+from .cuda import find_gpu
+from .digest import sha256_of
+from .errors import UsageError
+from .onnx_file import read_onnx
+from .profile import Profile
+from .recipe import STRIPPED, Graph, Recipe, Target
+from .spec import GraphSpec
+from .store import Entry, NoEngine, Store, find_engines
+from .tensorrt_build import BuildOptions, Report, build_plan
+from .tensorrt_versions import TensorRT
+
+BUNDLE_STORE = "engines"  # a bundle's own store, in its folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """A graph to have engines of: `path` is its file, `precision` what it computes in."""
+
+    path: Path
+    spec: GraphSpec
+    source: Graph
+    precision: str
+
+    @classmethod
+    def of(cls, model: Path, spec: GraphSpec, precision: str) -> Job:
+        """Digests the file `model` and its weights."""
+        digests = [sha256_of(model.parent / name) for name in read_onnx(model).data]
+        source = Graph(
+            component=model.parent.name,
+            variant=model.stem.removeprefix("model").removeprefix("."),
+            graph=sha256_of(model),
+            weights=" ".join(digests),
+        )
+        return cls(model, spec, source, precision)
+
+    @property
+    def bundle(self) -> Path:
+        """The folder that the component's folder is in."""
+        return self.path.parent.parent
+
+    @property
+    def stores(self) -> list[Store]:
+        """Where engines of it may lie: in the bundle, in the user's cache."""
+        return [Store(self.bundle / BUNDLE_STORE), Store.of_user()]
+
+    @property
+    def weights_bytes(self) -> int:
+        """On the disk."""
+        return sum((self.path.parent / name).stat().st_size for name in read_onnx(self.path).data)
+
+    def command(self, backend: str, more: str = "") -> str:
+        """What a user types to have an engine of it."""
+        return f"edgediffusion build {self.bundle} --backend {backend}{more}"
+
+
+def here(tensorrt: TensorRT) -> Target:
+    """This machine.
+
+    Raises:
+        BackendUnavailable: it has no GPU that works.
+    """
+    gpu = find_gpu()
+    return Target(
+        backend=tensorrt.backend,
+        version=tensorrt.number,
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        driver=gpu.driver,
+    )
+
+
+def find(tensorrt: TensorRT, job: Job) -> list[Entry]:
+    """The engines of this graph that this machine may load.
+
+    Raises:
+        NoEngine: there is none; it says what differs in the nearest one, and the command.
+    """
+    try:
+        return find_engines(job.stores, job.source, here(tensorrt))
+    except NoEngine as error:
+        raise NoEngine(error.reason, job.command(tensorrt.backend)) from None
+
+
+def recipe_of(tensorrt: TensorRT, job: Job, profiles: Sequence[Profile], options: BuildOptions) -> Recipe:
+    """What an engine with these options would be, here or on the machines that they name.
+
+    Raises:
+        UsageError: see `BuildOptions.check`.
+        BackendUnavailable: the build needs a GPU.
+    """
+    options.check(tensorrt)
+    source = replace(job.source, weights=STRIPPED) if options.weight_stripped else job.source
+    return Recipe(
+        source=source,
+        target=_target(tensorrt, options),
+        precision=job.precision,
+        profiles=tuple(profiles),
+        flags=options.flags,
+    )
+
+
+def _target(tensorrt: TensorRT, options: BuildOptions) -> Target:
+    """An older driver than the one that a plan was built with is not known to run it; a newer one does."""
+    if not tensorrt.version.needs_gpu:
+        capability = ", ".join(options.compute_capability) or tensorrt.version.compute_capabilities
+        return Target(
+            backend=tensorrt.backend, version=tensorrt.number, gpu="", compute_capability=capability, driver=""
+        )
+    target = here(tensorrt)
+    target = replace(target, driver=f"{target.driver}+")
+    if options.version_compatible:
+        target = replace(target, version=f"{target.version}+")
+    if options.hardware_compatible:
+        target = replace(target, gpu="", compute_capability="8.0+")
+    return target
+
+
+def ensure(
+    tensorrt: TensorRT,
+    job: Job,
+    profiles: Sequence[Profile],
+    options: BuildOptions,
+    store: Store,
+    report: Report = lambda fraction: None,
+) -> Entry:
+    """The engine of these profiles and options: from `store`, or built now.
+
+    Raises:
+        UsageError: too little disk, or see `recipe_of`.
+        EngineError, BundleError: see `build_plan`.
+    """
+
+    def build() -> bytes:
+        _check_disk(job, store.folder)
+        return build_plan(tensorrt, job.path, job.spec, profiles, job.precision, options, report)
+
+    recipe = recipe_of(tensorrt, job, profiles, options)
+    return store.get_or_build(recipe, build, by=f"edgediffusion {__version__}")
+
+
+def _check_disk(job: Job, folder: Path) -> None:
+    """A plan of the built-in UNet, whose weights are widened to float32, was 2.7 times their bytes; in half, 1.1."""
+    needed, free = disk_needed(job), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UsageError(f"{folder}: {free >> 20} MiB free, an engine of {job.spec.name} takes about {needed >> 20}")
+
+
+def disk_needed(job: Job) -> int:
+    """Bytes of an engine, at most."""
+    return 3 * job.weights_bytes + (16 << 20)
+
+
+def memory_needed(job: Job) -> int:
+    """Bytes of the host's memory that a build takes, about."""
+    return 6 * job.weights_bytes + (1 << 30)

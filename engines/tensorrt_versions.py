@@ -1,0 +1,140 @@
+"""TensorRT from 8.6 to 11, and TensorRT-RTX: one API but for what this table says.
+
+Sources: https://docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/ (8 to 10, 10 to 11); what TensorRT 8.6.0
+and TensorRT-RTX 1.7 showed. TensorRT 10 and 11 were never run by us.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from .errors import BackendUnavailable
+
+_EVERYWHERE = frozenset({"optimization_level", "workspace", "refit"})
+_ON_A_GPU = _EVERYWHERE | {"timing_cache", "version_compatible", "hardware_compatible"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """What one generation has.
+
+    `strongly_typed`: a graph's own types are kept, else they are a hint and half precision wants a flag.
+    `has_progress`: a build can be watched, and stopped. `options` are those of `BuildOptions` it can follow.
+    `compute_capabilities` is what an engine is for unless told; empty where it is that of the GPU it was built on.
+    `user_managed`: contexts are told the size of the memory that they are given. `max_opset` is the last opset that its
+    parser knows.
+    """
+
+    label: str
+    strongly_typed: bool
+    has_progress: bool
+    user_managed: bool
+    max_opset: int
+    options: frozenset[str]
+    compute_capabilities: str = ""
+    needs_gpu: bool = True
+
+
+VERSIONS: dict[tuple[str, int], Version] = {
+    ("tensorrt", 8): Version(
+        label="TensorRT 8.6",
+        strongly_typed=False,
+        has_progress=False,
+        user_managed=False,
+        max_opset=17,
+        options=_ON_A_GPU,
+    ),
+    ("tensorrt", 10): Version(
+        label="TensorRT 10",
+        strongly_typed=True,
+        has_progress=True,
+        user_managed=True,
+        max_opset=22,
+        options=_ON_A_GPU | {"weight_stripped"},
+    ),
+    ("tensorrt", 11): Version(
+        label="TensorRT 11",
+        strongly_typed=True,
+        has_progress=True,
+        user_managed=True,
+        max_opset=24,
+        options=_ON_A_GPU | {"weight_stripped"},
+    ),
+    ("tensorrt_rtx", 1): Version(
+        label="TensorRT-RTX",
+        strongly_typed=True,
+        has_progress=True,
+        user_managed=True,
+        max_opset=23,
+        options=_EVERYWHERE | {"weight_stripped", "compute_capability"},
+        compute_capabilities="8.0+",
+        needs_gpu=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """The module that is installed, and what it has."""
+
+    module: Any
+    version: Version
+
+    @property
+    def backend(self) -> str:
+        """Its name among `registry.BACKENDS`."""
+        return str(self.module.__name__)
+
+    @property
+    def number(self) -> str:
+        """Its version, in full."""
+        return str(self.module.__version__)
+
+    def new_context(self, engine: Any) -> Any:
+        """A context without memory of its own; None where TensorRT cannot make one."""
+        if self.version.user_managed:
+            return engine.create_execution_context(self.module.ExecutionContextAllocationStrategy.USER_MANAGED)
+        return engine.create_execution_context_without_device_memory()
+
+    def scratch_size(self, engine: Any) -> int:
+        """Bytes that a context of `engine` needs while it runs."""
+        return int(engine.device_memory_size_v2 if self.version.user_managed else engine.device_memory_size)
+
+    def give_scratch(self, context: Any, address: int, size: int) -> None:
+        """Have a context use this memory."""
+        if self.version.user_managed:
+            context.set_device_memory(address, size)
+        else:
+            context.device_memory = address
+
+    def compute_capability(self, text: str) -> Any:
+        """Its name for "8.9"; None where it has none."""
+        return getattr(self.module.ComputeCapability, f"SM{text.replace('.', '')}", None)
+
+    @property
+    def known_compute_capabilities(self) -> list[str]:
+        """Those that an engine can be built for without a GPU of the kind."""
+        names = [name[2:] for name in vars(self.module.ComputeCapability) if name.startswith("SM")]
+        return [f"{name[:-1]}.{name[-1]}" for name in sorted(names, key=int)]
+
+
+def load(backend: str) -> TensorRT:
+    """Import TensorRT or TensorRT-RTX.
+
+    Raises:
+        BackendUnavailable: it is not installed, does not start, or is of a version that nobody has described here.
+    """
+    extra = f"pip install 'edgediffusion[{backend.replace('_', '-')}]'"
+    try:
+        module: ModuleType = importlib.import_module(backend)
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise BackendUnavailable(f"{backend} cannot be imported ({reason})", extra) from error
+    version = VERSIONS.get((backend, int(module.__version__.split(".")[0])))
+    if version is None:
+        known = ", ".join(known.label for (name, _), known in VERSIONS.items() if name == backend)
+        raise BackendUnavailable(f"{backend} {module.__version__} is installed, known: {known}", extra)
+    return TensorRT(module, version)
