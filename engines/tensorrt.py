@@ -16,8 +16,8 @@ from .cuda import DeviceMemory, Launches, Staging, Stream
 from .errors import EngineError
 from .profile import Profile, sizes_of
 from .spec import Array, GraphSpec
-from .store import Entry, NoEngine
-from .tensorrt_build import BuildOptions, make_logger
+from .store import DamagedEngine, Entry, NoEngine
+from .tensorrt_build import BuildOptions, make_logger, start
 from .tensorrt_store import Job, ensure, find
 from .tensorrt_versions import TensorRT, load
 
@@ -66,12 +66,14 @@ class Plan:
         self.entry = entry
         self._tensorrt = tensorrt
         logger = make_logger(tensorrt.module)
-        runtime = tensorrt.module.Runtime(logger)
+        runtime = start(tensorrt, tensorrt.module.Runtime, logger)
         if "version_compatible" in entry.recipe.flags:
             runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
         self.engine = runtime.deserialize_cuda_engine(entry.read())
         if self.engine is None:
-            raise EngineError(f"{entry.plan}: {tensorrt.version.label} refuses it ({'; '.join(logger.errors[-2:])})")
+            raise EngineError(
+                f"{entry.plan}: {tensorrt.version.label} refuses it ({'; '.join(logger.errors[-2:])}); build it again"
+            )
         self.errors: list[str] = logger.errors
         self._keep = (runtime, logger)
         if "weight_stripped" in entry.recipe.flags:
@@ -166,9 +168,18 @@ class PlanRun:
                 warnings.warn(f"{error.reason}; building another", EngineBuilding, stacklevel=2)
             return []
 
-    def _plan(self, entry: Entry) -> Plan:
+    def _plan(self, entry: Entry) -> Plan | None:
+        """None where it was damaged and may be built again."""
         if entry.plan not in self._plans:
-            self._plans[entry.plan] = Plan(self._tensorrt, entry, self._job.path)
+            try:
+                self._plans[entry.plan] = Plan(self._tensorrt, entry, self._job.path)
+            except DamagedEngine as error:
+                if not self._allowed:
+                    raise
+                warnings.warn(f"{error}", EngineBuilding, stacklevel=2)
+                entry.remove()
+                self._entries.remove(entry)
+                return None
         return self._plans[entry.plan]
 
     def _covering(self, sizes: Mapping[str, int]) -> tuple[Entry, int]:
@@ -186,8 +197,10 @@ class PlanRun:
         return self._entries[-1], 0
 
     def _allocate(self, feeds: Mapping[str, Array], shapes: Shapes) -> _Bucket:
-        entry, profile = self._covering(sizes_of(self._spec, feeds))
-        plan = self._plan(entry)
+        plan = None
+        while plan is None:
+            entry, profile = self._covering(sizes_of(self._spec, feeds))
+            plan = self._plan(entry)
         context = plan.context(profile, self._stream)
         inputs = {}
         for tensor in self._spec.inputs:

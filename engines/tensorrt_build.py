@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BundleError, EngineError, UsageError
+from .errors import BackendUnavailable, BundleError, EngineError, UsageError
 from .profile import Profile
 from .spec import GraphSpec
 from .tensorrt_versions import TensorRT
@@ -46,10 +46,9 @@ class BuildOptions:
     @property
     def flags(self) -> tuple[str, ...]:
         """What leaves a mark on the plan and is told nowhere else, for `Recipe.flags`."""
+        elsewhere = ("timing_cache", "compute_capability")
         chosen = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        marks = [
-            (name, value) for name, value in chosen if value and name not in ("timing_cache", "compute_capability")
-        ]
+        marks = [(n, value) for n, value in chosen if not (value is None or value is False or n in elsewhere)]
         return tuple(name if value is True else f"{name}={value}" for name, value in marks)
 
     def check(self, tensorrt: TensorRT) -> None:
@@ -87,7 +86,7 @@ def build_plan(
     options.check(tensorrt)
     trt = tensorrt.module
     logger = make_logger(trt)
-    builder = trt.Builder(logger)
+    builder = start(tensorrt, trt.Builder, logger)
     network, parser = _parse(tensorrt, builder, logger, model)  # the parser owns the weights
     _check_interface(model, spec, network)
     config = builder.create_builder_config()
@@ -118,6 +117,20 @@ def make_logger(trt: Any) -> Any:
                 self.errors.append(" ".join(message.split()))
 
     return Logger()
+
+
+def start(tensorrt: TensorRT, kind: Any, logger: Any) -> Any:
+    """A `Builder` or `Runtime`.
+
+    Raises:
+        BackendUnavailable: TensorRT does not start here.
+    """
+    try:
+        return kind(logger)
+    except TypeError:  # what the binding of a C++ function that returns nothing raises
+        told = "; ".join(logger.errors[-2:]) or "it does not say why"
+        remedy = "does the NVIDIA driver fit it? see: edgediffusion doctor"
+        raise BackendUnavailable(f"{tensorrt.version.label} does not start ({told})", remedy) from None
 
 
 def _parse(tensorrt: TensorRT, builder: Any, logger: Any, model: Path) -> tuple[Any, Any]:

@@ -1,0 +1,231 @@
+"""Running plans, with a TensorRT and a GPU that are none."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgediffusion.engines.base import Building, Engine
+from edgediffusion.engines.errors import BackendUnavailable, EngineError
+from edgediffusion.engines.profile import Profile
+from edgediffusion.engines.registry import open_engine
+from edgediffusion.engines.store import NoEngine, Store
+from edgediffusion.engines.tensorrt import MAX_KEPT, EngineBuilding
+from edgediffusion.engines.tensorrt_build import BuildOptions
+from edgediffusion.engines.tensorrt_store import Job, ensure
+from edgediffusion.engines.tensorrt_versions import load
+
+from .fake_tensorrt import FakeCuda, FakeTensorRT
+from .test_conformance import MODEL, OFFSET, SPEC, X, Y
+
+Install = Callable[..., FakeTensorRT]
+FEEDS = {"x": X, "offset": OFFSET}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The tiny graph as the component of a bundle."""
+    folder = tmp_path / "bundle" / "tiny"
+    folder.mkdir(parents=True)
+    for name in ("tiny.onnx", "tiny.bin"):
+        shutil.copy(MODEL.parent / name, folder)
+    return (folder / "tiny.onnx").rename(folder / "model.onnx")
+
+
+@pytest.fixture
+def fake(tensorrt: Install) -> FakeTensorRT:
+    """One that knows the graph by its file's name in a bundle."""
+    fake = tensorrt()
+    fake.functions = {"model": fake.functions["tiny"]}
+    return fake
+
+
+def build(model: Path, *profiles: Profile, **options: Any) -> None:
+    job = Job.of(model, SPEC, "float32")
+    ensure(load("tensorrt"), job, profiles or [Profile.of({"batch": 3})], BuildOptions(**options), job.stores[-1])
+
+
+def open_built(model: Path) -> Engine:
+    return open_engine(model, SPEC, backend="tensorrt", building=Building(allowed=False))
+
+
+def test_an_engine_is_built_for_the_shapes_that_come_and_kept(fake: FakeTensorRT, model: Path, tmp_path: Path) -> None:
+    message = "building an engine of tiny for batch 3; it is kept, and takes minutes if it is large"
+    with open_engine(model, SPEC, backend="tensorrt") as engine, pytest.warns(EngineBuilding, match=message):
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+    with warnings.catch_warnings(), open_built(model) as engine:
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+    assert len(list(Store(tmp_path / "cache").entries())) == 1
+
+
+def test_no_engine_and_none_to_be_built(fake: FakeTensorRT, model: Path) -> None:
+    command = f"edgediffusion build {model.parent.parent} --backend tensorrt"
+    with pytest.raises(NoEngine, match=f"^no tensorrt engine of tiny; {command}$"):
+        open_built(model)
+
+
+@pytest.mark.parametrize("what", ["weights", "graph", "driver", "version"])
+def test_an_engine_of_something_else_is_never_loaded(
+    what: str, fake: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(model)
+    if what == "weights":
+        (model.parent / "tiny.bin").write_bytes(bytes(24))
+    elif what == "graph":
+        model.write_bytes(model.read_bytes() + b"\x2a\x00")  # an empty name of the domain
+    elif what == "driver":
+        monkeypatch.setattr("edgediffusion.engines.cuda._driver", lambda: "580.65.06")
+    else:
+        fake.__version__ = "10.14.1"
+    with pytest.raises(NoEngine, match=f"that fits: the nearest is for {what} .*, here .*; edgediffusion build"):
+        open_built(model)
+    with pytest.warns(EngineBuilding, match=f"nearest is for {what} .*; building another"):
+        open_engine(model, SPEC, backend="tensorrt")
+
+
+def test_another_gpu(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
+    build(model)
+    properties = cuda._GetDeviceProperties(0)
+    properties.name, properties.minor = b"NVIDIA GeForce RTX 4090", 9
+    cuda._GetDeviceProperties = lambda device: properties  # type: ignore[method-assign]
+    with pytest.raises(NoEngine, match=r"for GPU NVIDIA H100, here NVIDIA GeForce RTX 4090; compute capability 9\.0, "):
+        open_built(model)
+
+
+def test_a_truncated_plan_is_not_loaded(fake: FakeTensorRT, model: Path, tmp_path: Path) -> None:
+    build(model)
+    (plan,) = (tmp_path / "cache").glob("*.plan")
+    plan.write_bytes(plan.read_bytes()[:-1])
+    with pytest.raises(EngineError, match=r"truncated, .* bytes, expected .*; build it again"):
+        open_built(model)
+    with pytest.warns(EngineBuilding, match="truncated"):
+        engine = open_engine(model, SPEC, backend="tensorrt")
+    assert list(Store(tmp_path / "cache").entries()) == []
+    with pytest.warns(EngineBuilding, match="building an engine of tiny for batch 3"):
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+
+
+def test_shapes_outside_every_profile(fake: FakeTensorRT, model: Path) -> None:
+    build(model, Profile.of({"batch": 1}), Profile.of({"batch": (2, 2, 4)}))
+    with open_built(model) as engine:
+        message = (
+            r"tiny: no engine for batch 5; there are: batch 1; batch 2-4 \(best 2\); edgediffusion build .* --shapes"
+        )
+        with pytest.raises(NoEngine, match=message):
+            engine({"x": np.ones((5, 2), np.float32), "offset": OFFSET})
+        for batch in (1, 3, 1, 2, 3):
+            np.testing.assert_array_equal(engine({"x": X[:batch], "offset": OFFSET})["y"], Y[:batch])
+
+
+def test_the_launches_of_a_shape_are_captured_once(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
+    build(model)
+    with open_built(model) as engine:
+        for i in range(5):
+            np.testing.assert_array_equal(
+                engine({"x": X + i, "offset": OFFSET})["y"] - Y, np.full((3, 3), [5, 7, 9]) * i
+            )
+    assert cuda.calls.count("cudaStreamBeginCapture") == 1
+    assert cuda.calls.count("cudaGraphLaunch") == 4
+
+
+def test_launches_that_cannot_be_captured_are_run_as_they_are(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
+    build(model)
+    with open_built(model) as engine:
+        engine(FEEDS)
+        cuda.fail["cudaGraphInstantiate"] = 900
+        for _ in range(3):
+            np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+    assert cuda.calls.count("cudaStreamBeginCapture") == 1
+    assert cuda.calls.count("cudaGraphLaunch") == 0
+
+
+def test_engines_share_what_lies_between_layers(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
+    build(model)
+    with open_built(model) as first, open_built(model) as second:
+        for engine in (first, second) * 2:
+            np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+    assert list(cuda.device.values()).count(1000) == 1
+
+
+def test_a_larger_engine_takes_the_place_of_what_was_shared(
+    fake: FakeTensorRT, cuda: FakeCuda, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(model)
+    with open_built(model) as first, open_built(model) as second:
+        for _ in range(3):
+            first(FEEDS)
+        monkeypatch.setattr("edgediffusion.engines.tensorrt_versions.TensorRT.scratch_size", lambda self, engine: 2000)
+        for engine in (second, first, second, first):
+            np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+    assert sorted(size for size in cuda.device.values() if size >= 1000) == [2000]
+
+
+def test_constants_are_copied_once(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
+    build(model)
+    with open_built(model) as engine, engine.bind({"offset": OFFSET}) as bound:
+        bound({"x": X})
+        copies = cuda.calls.count("cudaMemcpyAsync")
+        np.testing.assert_array_equal(bound({"x": X})["y"], Y)
+    assert cuda.calls.count("cudaMemcpyAsync") - copies == 2  # x there, y back
+
+
+def test_memory_is_bounded_and_given_back(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
+    build(model, Profile.of({"batch": (1, 1, 64)}))
+    with open_built(model) as engine:
+        for batch in range(1, MAX_KEPT + 5):
+            engine({"x": np.ones((batch, 2), np.float32), "offset": OFFSET})
+        assert len(cuda.device) == 3 * MAX_KEPT + 1
+    del engine
+    assert list(cuda.device.values()) == [1000]
+
+
+def test_out_of_memory_while_running(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
+    build(model)
+    with open_built(model) as engine:
+        cuda.fail["cudaMalloc"] = 2
+        message = r"^CUDA: Malloc failed with cudaErrorMemoryAllocation; take a smaller --size or fewer --num-images$"
+        with pytest.raises(EngineError, match=message):
+            engine(FEEDS)
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+
+
+def test_a_plan_without_weights_takes_those_of_the_bundle(fake: FakeTensorRT, model: Path) -> None:
+    build(model, weight_stripped=True)
+    with open_built(model) as engine:
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+
+
+@pytest.mark.parametrize("version", ["8.6.0", "11.4.0"])
+def test_other_versions(version: str, tensorrt: Install, model: Path) -> None:
+    fake = tensorrt(version)
+    fake.functions = {"model": fake.functions["tiny"]}
+    build(model)
+    with open_built(model) as engine:
+        for _ in range(3):
+            np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+
+
+def test_a_plan_that_tensorrt_refuses(fake: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(model)
+    monkeypatch.setattr(fake, "Runtime", lambda logger: type("R", (), {"deserialize_cuda_engine": lambda s, p: None})())
+    with pytest.raises(EngineError, match=r"\.plan: TensorRT 10 refuses it \(\); "):
+        open_built(model)
+
+
+def test_no_gpu_and_no_driver(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
+    cuda.fail["cudaGetDeviceCount"] = 35
+    message = (
+        r"^no NVIDIA GPU that works \(CUDA: GetDeviceCount failed with cudaErrorInsufficientDriver\); install or upd"
+    )
+    with pytest.raises(BackendUnavailable, match=message):
+        open_engine(model, SPEC, backend="tensorrt")
+    cuda.devices = 0
+    with pytest.raises(BackendUnavailable, match=r"^no NVIDIA GPU on this machine; take --backend ort --device cpu$"):
+        open_engine(model, SPEC, backend="tensorrt")
