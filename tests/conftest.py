@@ -113,6 +113,14 @@ TINY = {
         scheduler=EULER,
         index={"force_zeros_for_empty_prompt": True},
     ),
+    "sdxl_inpaint": Tiny(
+        pipeline="StableDiffusionXLInpaintPipeline",
+        text_encoder_2=PROJECTED_CLIP,
+        unet=XL_UNET | {"in_channels": 9},
+        vae=VAE | {"scaling_factor": 0.13025},
+        scheduler=EULER,
+        index={"force_zeros_for_empty_prompt": True},
+    ),
     "sdxl_refiner": Tiny(
         pipeline="StableDiffusionXLImg2ImgPipeline",
         text_encoder=None,

@@ -20,7 +20,7 @@ def strip(model: onnx.ModelProto) -> onnx.ModelProto:
         [_bare_value(value) for value in model.graph.output],
         model.graph.initializer,
     )
-    version = helper.find_min_ir_version_for(model.opset_import)
+    version = helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     result: onnx.ModelProto = helper.make_model(
         graph, opset_imports=model.opset_import, producer_name=PRODUCER, ir_version=version
     )

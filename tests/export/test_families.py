@@ -29,9 +29,10 @@ CASES = {
     "sd_taesd": ("sd", SD),
     "lcm": ("lcm", SD),
     "sdxl": ("sdxl", ("text_encoder", *XL)),
+    "sdxl_inpaint": ("sdxl_inpaint", ("text_encoder", *XL)),
     "sdxl_refiner": ("sdxl_refiner", XL),
 }
-SLOW = {"sd2", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_refiner"}  # another export each: pytest -m slow
+SLOW = {"sd2", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_inpaint", "sdxl_refiner"}  # another export each: pytest -m slow
 
 
 def test_both_sides_of_the_wall_know_the_same_families_and_components() -> None:
@@ -117,4 +118,5 @@ def test_inputs_of_the_unet_of_each_family(bundles: Callable[[str], Path]) -> No
     assert shapes("lcm") == sd | {"timestep_cond": ("batch", 12)}
     xl = plain | {text: ("batch", 77, 56), "text_embeds": ("batch", 20), "time_ids": ("batch", 6)}
     assert shapes("sdxl") == xl
+    assert shapes("sdxl_inpaint") == xl | {"sample": ("batch", 9, "height", "width")}
     assert shapes("sdxl_refiner") == xl | {text: ("batch", 77, 24), "time_ids": ("batch", 5)}

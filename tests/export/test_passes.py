@@ -168,6 +168,7 @@ def test_strip() -> None:
         proto.metadata_props.add(key="stack_trace", value="/home/someone/model.py")
     model.graph.value_info.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
     model.producer_version = "2.13"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     bare = strip(model)
     assert b"someone" not in bare.SerializeToString()
     assert (bare.producer_name, bare.producer_version, bare.ir_version) == ("edgediffusion", "", 8)

@@ -44,7 +44,7 @@ class Case:
     pipeline: Any = None
 
 
-SLOW = {"sd2", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_refiner"}  # another export each: pytest -m slow
+SLOW = {"sd2", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_inpaint", "sdxl_refiner"}  # another export each: pytest -m slow
 CASES = {
     "sd": Case(model="sd"),
     "sd2": Case(model="sd2"),
@@ -72,6 +72,16 @@ CASES = {
         model="sdxl",
         settings={"image": PICTURE, "strength": 0.6},
         pipeline=diffusers.StableDiffusionXLImg2ImgPipeline,
+    ),
+    "sdxl inpainting": Case(model="sdxl_inpaint", settings={"image": PICTURE, "mask": MASK}),
+    "sdxl inpainting, strength 1": Case(
+        model="sdxl_inpaint", settings={"image": PICTURE, "mask": MASK, "strength": 1.0}
+    ),
+    "sdxl inpainting, less strength": Case(
+        model="sdxl_inpaint", settings={"image": PICTURE, "mask": MASK, "strength": 0.6}
+    ),
+    "sdxl inpainting, no guidance": Case(
+        model="sdxl_inpaint", settings={"image": PICTURE, "mask": MASK, "guidance_scale": 1.0}
     ),
     "refiner": Case(model="sdxl_refiner", settings={"image": PICTURE, "strength": 0.6}),
     "refiner, no negative prompt": Case(
@@ -139,7 +149,11 @@ def test_picture_in_float16(name: str, checkpoints: Any, half_bundles: Any) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["sdxl", "inpainting", *(pytest.param(name, marks=pytest.mark.slow) for name in ("refiner", "pix2pix", "lcm"))],
+    [
+        "sdxl",
+        "inpainting",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("refiner", "pix2pix", "lcm", "sdxl inpainting")),
+    ],
 )
 def test_the_comparison_can_fail(name: str, checkpoints: Any, bundles: Any) -> None:
     for pair in draw_both(CASES[name], checkpoints, bundles, prompt="a blue car at night"):
