@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import UsageError
 from .spec import Array, GraphSpec, TensorSpec
@@ -37,9 +37,13 @@ class Profile:
 
     def shapes(self, tensor: TensorSpec) -> tuple[Shape, Shape, Shape]:
         """Least, best and largest shape of an input of the graph."""
-        sizes = dict(self.sizes)
-        least, best, most = (tuple(d if isinstance(d, int) else sizes[d][k] for d in tensor.shape) for k in range(3))
-        return least, best, most
+        least, best, most = (
+            replace(tensor, shape=tuple(sizes.get(d, d) if isinstance(d, str) else d for d in tensor.shape)).fixed(
+                sizes
+            )
+            for sizes in ({name: triple[k] for name, triple in self.sizes} for k in range(3))
+        )
+        return _numbers(least), _numbers(best), _numbers(most)
 
     def covers(self, sizes: Mapping[str, int]) -> bool:
         """Whether an engine of this profile takes inputs of these `sizes`, see `sizes_of`."""
@@ -59,6 +63,10 @@ class Profile:
             f"{name} {least}" if least == most else f"{name} {least}-{most} (best {best})"
             for name, (least, best, most) in self.sizes
         )
+
+
+def _numbers(tensor: TensorSpec) -> Shape:
+    return tuple(d for d in tensor.shape if isinstance(d, int))
 
 
 def sizes_of(spec: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, int]:

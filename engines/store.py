@@ -100,6 +100,26 @@ class Store:
             except DamagedEngine:
                 continue
 
+    def leftovers(self) -> list[Path]:
+        """What processes that died had not finished writing, and plans without a sidecar.
+
+        Those of a build that is under way are no leftovers for as long as its lock is held.
+        """
+        import filelock
+
+        found = []
+        for path in [*self.folder.glob(f"*{PARTIAL}"), *self.folder.glob(f"*{PLAN}")]:
+            name = path.name.split(PARTIAL)[0].removesuffix(PLAN).removesuffix(SIDECAR)
+            name = name if path.suffix == PLAN else name.rpartition(".")[0]  # the process's number
+            if path.suffix == PLAN and path.with_suffix(SIDECAR).exists():
+                continue
+            try:
+                with filelock.FileLock(self.folder / f"{name}{LOCK}", timeout=0):
+                    found.append(path)
+            except filelock.Timeout:
+                continue
+        return found
+
     def get_or_build(
         self,
         recipe: Recipe,

@@ -72,11 +72,12 @@ def build_plan(
     precision: str,
     options: BuildOptions,
     report: Report = lambda fraction: None,
+    stop: threading.Event | None = None,
 ) -> bytes:
     """Build the graph in the file `model` for these profiles, and return the plan.
 
     One profile of fixed sizes gives a static engine. `report` is called with the fraction that is done, from a thread
-    of TensorRT's. A keyboard interrupt stops the build before it is raised, where this TensorRT can be stopped.
+    of TensorRT's. Where this TensorRT can be stopped, `stop` stops the build, and so does a keyboard interrupt.
 
     Raises:
         UsageError: see `BuildOptions.check`.
@@ -92,10 +93,12 @@ def build_plan(
     config = builder.create_builder_config()
     _fix_or_add_profiles(builder, config, network, spec, profiles)
     _configure(tensorrt, config, precision, options)
-    monitor = _monitor(trt, report) if tensorrt.version.has_progress else None
-    if monitor is not None:
-        config.progress_monitor = monitor
-    plan = _in_a_thread(lambda: builder.build_serialized_network(network, config), monitor)
+    stop = stop or threading.Event()
+    if tensorrt.version.has_progress:
+        config.progress_monitor = _monitor(trt, report, stop)
+    plan = _in_a_thread(
+        lambda: builder.build_serialized_network(network, config), stop if tensorrt.version.has_progress else None
+    )
     if plan is None:
         raise EngineError(_why_failed(spec.name, logger.errors))
     if options.timing_cache is not None:
@@ -201,13 +204,12 @@ def _configure(tensorrt: TensorRT, config: Any, precision: str, options: BuildOp
         config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False)
 
 
-def _monitor(trt: Any, report: Report) -> Any:
+def _monitor(trt: Any, report: Report, stop: threading.Event) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Phases lie within one another; a phase counts for one step of the one around it."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.stopped = False
             self.phases: dict[str, tuple[str | None, int, int]] = {}  # name -> around it, steps, steps done
             self.done = 0.0
 
@@ -219,7 +221,7 @@ def _monitor(trt: Any, report: Report) -> Any:
             self.phases[name] = (parent, steps, step + 1)
             self.done = max(self.done, self._fraction(None))
             report(self.done)
-            return not self.stopped
+            return not stop.is_set()
 
         def phase_finish(self, name: str) -> None:
             self.phases.pop(name, None)
@@ -235,7 +237,7 @@ def _monitor(trt: Any, report: Report) -> Any:
     return Monitor()
 
 
-def _in_a_thread(work: Callable[[], Any], monitor: Any) -> Any:
+def _in_a_thread(work: Callable[[], Any], stop: threading.Event | None) -> Any:
     """What `work` returns. A keyboard interrupt comes between Python's own steps, and a build is none."""
     result: list[Any] = []
     failure: list[BaseException] = []
@@ -252,8 +254,8 @@ def _in_a_thread(work: Callable[[], Any], monitor: Any) -> Any:
         while thread.is_alive():
             thread.join(0.1)
     except KeyboardInterrupt:
-        if monitor is not None:
-            monitor.stopped = True
+        if stop is not None:
+            stop.set()
             thread.join()
         raise
     if failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,6 +134,7 @@ def ensure(
     options: BuildOptions,
     store: Store,
     report: Report = lambda fraction: None,
+    stop: threading.Event | None = None,
 ) -> Entry:
     """The engine of these profiles and options: from `store`, or built now.
 
@@ -143,7 +145,7 @@ def ensure(
 
     def build() -> bytes:
         _check_disk(job, store.folder)
-        return build_plan(tensorrt, job.path, job.spec, profiles, job.precision, options, report)
+        return build_plan(tensorrt, job.path, job.spec, profiles, job.precision, options, report, stop)
 
     recipe = recipe_of(tensorrt, job, profiles, options)
     return store.get_or_build(recipe, build, by=f"edgediffusion {__version__}")

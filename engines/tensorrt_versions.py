@@ -13,8 +13,9 @@ from typing import Any
 
 from .errors import BackendUnavailable
 
-_EVERYWHERE = frozenset({"optimization_level", "workspace", "refit"})
-_ON_A_GPU = _EVERYWHERE | {"timing_cache", "version_compatible", "hardware_compatible"}
+_EVERYWHERE = frozenset({"workspace", "refit"})
+# TensorRT-RTX times no kernels: it chooses them when it runs.
+_ON_A_GPU = _EVERYWHERE | {"optimization_level", "timing_cache", "version_compatible", "hardware_compatible"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +25,13 @@ class Version:
     `strongly_typed`: a graph's own types are kept, else they are a hint and half precision wants a flag.
     `has_progress`: a build can be watched, and stopped. `options` are those of `BuildOptions` it can follow.
     `compute_capabilities` is what an engine is for unless told; empty where it is that of the GPU it was built on.
-    `user_managed`: contexts are told the size of the memory that they are given. `max_opset` is the last opset that its
-    parser knows.
+    `user_managed`: contexts are told the size of the memory that they are given.
     """
 
     label: str
     strongly_typed: bool
     has_progress: bool
     user_managed: bool
-    max_opset: int
     options: frozenset[str]
     compute_capabilities: str = ""
     needs_gpu: bool = True
@@ -44,7 +43,6 @@ VERSIONS: dict[tuple[str, int], Version] = {
         strongly_typed=False,
         has_progress=False,
         user_managed=False,
-        max_opset=17,
         options=_ON_A_GPU,
     ),
     ("tensorrt", 10): Version(
@@ -52,7 +50,6 @@ VERSIONS: dict[tuple[str, int], Version] = {
         strongly_typed=True,
         has_progress=True,
         user_managed=True,
-        max_opset=22,
         options=_ON_A_GPU | {"weight_stripped"},
     ),
     ("tensorrt", 11): Version(
@@ -60,7 +57,6 @@ VERSIONS: dict[tuple[str, int], Version] = {
         strongly_typed=True,
         has_progress=True,
         user_managed=True,
-        max_opset=24,
         options=_ON_A_GPU | {"weight_stripped"},
     ),
     ("tensorrt_rtx", 1): Version(
@@ -68,7 +64,6 @@ VERSIONS: dict[tuple[str, int], Version] = {
         strongly_typed=True,
         has_progress=True,
         user_managed=True,
-        max_opset=23,
         options=_EVERYWHERE | {"weight_stripped", "compute_capability"},
         compute_capabilities="8.0+",
         needs_gpu=False,

@@ -319,8 +319,24 @@ def schedulers(arguments: Sequence[str]) -> int:
     return 0
 
 
+def build(arguments: Sequence[str]) -> int:
+    """Build a bundle's engines for this machine's GPU, or for others."""
+    from .engine_commands import build as run
+
+    return run(arguments, _print)
+
+
+def engines(arguments: Sequence[str]) -> int:
+    """List, check, remove or move the engines that were built."""
+    from .engine_commands import engines as run
+
+    return run(arguments, _print)
+
+
 COMMANDS: dict[str, Command] = {
     "generate": generate,
+    "build": build,
+    "engines": engines,
     "schedulers": schedulers,
     "inspect": inspect,
     "verify": verify,

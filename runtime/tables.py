@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from edgediffusion.engines.probe import Probe
     from edgediffusion.engines.spec import TensorSpec
+    from edgediffusion.engines.store import Entry
 
     from .doctor import Machine
     from .golden import Check
@@ -98,6 +99,27 @@ def show_machine(machine: Machine, probes: Sequence[Probe]) -> None:
     for probe in probes:
         if probe.reason:
             console.print(f"\n{probe.backend} on {probe.device}: {printable(probe.reason)}\n    {probe.remedy}")
+
+
+def show_engines(engines: Sequence[tuple[Entry, str]]) -> None:
+    """A line for each engine, with what is said of it here."""
+    header = ("graph", "precision", "sizes", "backend", "for", "size", "built in", "here")
+    rows = []
+    for entry, remark in engines:
+        source, target = entry.recipe.source, entry.recipe.target
+        rows.append(
+            (
+                f"{source.component} {source.variant}".rstrip(),
+                entry.recipe.precision,
+                "\n".join(map(str, entry.recipe.profiles)),
+                f"{target.backend} {target.version}",
+                f"{target.gpu or 'any GPU'}, {target.compute_capability}",
+                _size(entry.built.bytes),
+                f"{entry.built.seconds:.0f} s",
+                remark,
+            )
+        )
+    _table(_console(), header, rows)
 
 
 def show_samplers(samplers: Iterable[Sampler]) -> None:
