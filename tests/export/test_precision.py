@@ -61,15 +61,21 @@ def test_what_half_precision_bears_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_operator_that_loses_all_digits_is_found_by_its_error(tmp_path: Path) -> None:
-    bad = case(
-        tmp_path, f"{LAYERS} [up] u = Add(c, big) [down] g = Sub(u, big) {LAST}", "float k = {0.3}, float big = {4096}"
-    )
+    bad = cancellation(tmp_path)
     assert bad.check("float16", ()).error > 0.05
     halved = halve(bad, "float16")
     assert set(halved.islands) == {"up", "down"}
     assert halved.parity.error < TOLERANCES["float16"]
     types = element_types(halved.model)
     assert [types[name] for name in ("b", "u", "h")] == [TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.FLOAT16]
+
+
+def test_islands_of_every_graph_are_noted(tmp_path: Path) -> None:
+    """Those of a variant, too, which is written by the same function."""
+    options = Options(dtype={"": "float16"})
+    variant, _, _ = component._write_graph(cancellation(tmp_path), {}, "model.variant.onnx", options)
+    assert (variant.model, set(variant.islands)) == (f"{tmp_path.name}/model.variant.onnx", {"up", "down"})
+    assert (tmp_path / "model.variant.onnx").exists()
 
 
 def test_what_leaves_the_range_is_found_by_the_values(tmp_path: Path) -> None:
@@ -85,18 +91,14 @@ def test_what_leaves_the_range_is_found_by_the_values(tmp_path: Path) -> None:
 
 def test_operators_that_need_not_stay_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first guess of the search is made a wrong one."""
-    bad = case(
-        tmp_path, f"{LAYERS} [up] u = Add(c, big) [down] g = Sub(u, big) {LAST}", "float k = {0.3}, float big = {4096}"
-    )
+    bad = cancellation(tmp_path)
     guesses = iter(("a", "up", "down"))
     monkeypatch.setattr(precision, "_worst", lambda *_: next(guesses))
     assert halve(bad, "float16").islands == ("up", "down")
 
 
 def test_what_cannot_be_mended_names_the_worst_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = case(
-        tmp_path, f"{LAYERS} [up] u = Add(c, big) [down] g = Sub(u, big) {LAST}", "float k = {0.3}, float big = {4096}"
-    )
+    bad = cancellation(tmp_path)
     monkeypatch.setattr(precision, "MOST", 1)
     message = (
         r"net: off by 0\.\d+ of torch's largest output in float16 \(\w+\), tolerance 0.01, "

@@ -10,6 +10,7 @@ import pytest
 
 from edgediffusion.engines.errors import ExportError, UsageError
 from edgediffusion.export import write_bundle
+from edgediffusion.export.against import checks_against
 from edgediffusion.export.options import Options
 from edgediffusion.export.sizes import static_sizes
 from edgediffusion.export.sources.base import EditedPart
@@ -78,9 +79,11 @@ def test_the_picture_is_that_of_the_dynamic_bundle(static: Path, bundle: Path) -
     assert np.abs(pictures[0] - pictures[1]).max() <= 1  # the same sums in another order
 
 
-def test_golden_outputs(static: Path) -> None:
+def test_golden_outputs_and_torch_itself(static: Path, checkpoint: Path) -> None:
     with Bundle.open(static) as bundle:
-        assert all(check.passed for check in verify(bundle))
+        for checks in (list(verify(bundle)), list(checks_against(bundle, str(checkpoint), Options()))):
+            assert sorted(check.component for check in checks) == sorted(bundle.manifest.graphs)
+            assert all(0 < check.error < 2e-5 for check in checks)
 
 
 @pytest.mark.parametrize(
