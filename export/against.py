@@ -26,7 +26,7 @@ def checks_against(bundle: Bundle, source: str, options: Options) -> Iterator[Ch
     Raises:
         ExportError: `source` is of another family or lacks a component, or see `sources.gather`.
     """
-    checkpoint, graphs = gather(source, options), bundle.manifest.distinct_graphs
+    checkpoint, graphs = gather(source, options), bundle.manifest.all_graphs
     if checkpoint.family != bundle.manifest.family:
         raise ExportError(
             f"{checkpoint.name}: family {checkpoint.family}, that of {bundle.path} is {bundle.manifest.family}; "

@@ -54,7 +54,7 @@ def verify(bundle: Bundle) -> Iterator[Check]:
     Raises:
         BundleError: there are none, or they are damaged, or see `Bundle.engine`.
     """
-    paths = {graph: golden_path(*graph) for graph in bundle.manifest.distinct_graphs}
+    paths = {graph: golden_path(*graph) for graph in bundle.manifest.all_graphs}
     if missing := [graph_name(*graph) for graph, path in paths.items() if path not in bundle.manifest.files]:
         raise BundleError(
             f"{bundle.path}: no golden outputs of {', '.join(sorted(missing))}; export it again with this version"
@@ -75,7 +75,7 @@ def golden_path(component: str, variant: str | None) -> str:
 
 def check(bundle: Bundle, name: str, variant: str | None, samples: Iterable[Golden]) -> Check:
     """Run a graph of the component `name` on `samples`, of which the worst is reported, and free it."""
-    engine, graph = bundle.engine(name, variant), bundle.manifest.distinct_graphs[name, variant]
+    engine, graph = bundle.engine(name, variant), bundle.manifest.all_graphs[name, variant]
     errors = {
         (sample.label, output): error
         for sample in samples

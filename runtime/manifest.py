@@ -118,18 +118,12 @@ class Manifest:
     static: Static | None = None
 
     @property
-    def distinct_graphs(self) -> dict[tuple[str, str | None], Variant]:
-        """Each graph by component and variant, but for variants that take what an earlier one takes.
-
-        Those are the same network in a backend's own operators.
-        """
+    def all_graphs(self) -> dict[tuple[str, str | None], Variant]:
+        """Every graph by component and variant; None is the component's own."""
         found: dict[tuple[str, str | None], Variant] = {}
-        for name, graph in self.graphs.items():
-            taken = list[tuple[TensorSpec, ...]]()
-            for variant, record in ({None: graph} | {**graph.variants}).items():
-                if record.spec.inputs not in taken:
-                    taken.append(record.spec.inputs)
-                    found[name, variant] = record
+        for name, record in self.graphs.items():
+            found[name, None] = record
+            found |= {(name, variant): graph for variant, graph in record.variants.items()}
         return found
 
     def to_json(self) -> str:

@@ -73,7 +73,7 @@ def test_an_operator_that_loses_all_digits_is_found_by_its_error(tmp_path: Path)
 def test_islands_of_every_graph_are_noted(tmp_path: Path) -> None:
     """Those of a variant, too, which is written by the same function."""
     options = Options(dtype={"": "float16"})
-    variant, _, _ = component._write_graph(cancellation(tmp_path), {}, "model.variant.onnx", options)
+    variant, _ = component._write_graph(cancellation(tmp_path), {}, "model.variant.onnx", options)
     assert (variant.model, set(variant.islands)) == (f"{tmp_path.name}/model.variant.onnx", {"up", "down"})
     assert (tmp_path / "model.variant.onnx").exists()
 
