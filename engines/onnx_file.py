@@ -6,6 +6,7 @@ Field numbers are those of onnx.proto3, https://github.com/onnx/onnx/blob/main/o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
@@ -16,7 +17,7 @@ from .spec import GraphSpec, TensorSpec
 _DTYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
-_GRAPH, _OPSET_IMPORT = 7, 8  # of a model
+GRAPH, _OPSET_IMPORT = 7, 8  # of a model
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of a graph
 _EXTERNAL_DATA = 13  # of a tensor
 
@@ -31,14 +32,14 @@ class OnnxFile:
 
 
 @dataclass(frozen=True)
-class _Message:
+class Message:
     """A stretch of the file. Iterating gives the fields: number, and a number or a message."""
 
     file: BinaryIO
     start: int
     end: int
 
-    def __iter__(self) -> Iterator[tuple[int, int | _Message]]:
+    def __iter__(self) -> Iterator[tuple[int, int | Message]]:
         position = self.start
         while position < self.end:
             self.file.seek(position)
@@ -54,7 +55,7 @@ class _Message:
                 position = start + length
                 if position > self.end:
                     raise ValueError("cut short")
-                yield field, _Message(self.file, start, position)
+                yield field, Message(self.file, start, position)
             elif kind in _FIXED:
                 position = self.file.tell() + _FIXED[kind]
             else:
@@ -71,9 +72,9 @@ class _Message:
                 return value
             shift += 7
 
-    def messages(self, number: int) -> list[_Message]:
+    def messages(self, number: int) -> list[Message]:
         """The fields of this `number` that are messages or text."""
-        return [value for field, value in self if field == number and isinstance(value, _Message)]
+        return [value for field, value in self if field == number and isinstance(value, Message)]
 
     def number(self, number: int) -> int:
         """The last field of this `number`, 0 where there is none."""
@@ -82,9 +83,20 @@ class _Message:
     def text(self, number: int) -> str:
         """The last field of this `number` as text, empty where there is none."""
         for message in reversed(self.messages(number)):
-            self.file.seek(message.start)
-            return self.file.read(message.end - message.start).decode()
+            return message.content().decode()
         return ""
+
+    def content(self) -> bytes:
+        """The stretch itself."""
+        self.file.seek(self.start)
+        return self.file.read(self.end - self.start)
+
+
+@contextmanager
+def open_model(path: Path) -> Iterator[Message]:
+    """The whole of an ONNX file."""
+    with path.open("rb") as file:
+        yield Message(file, 0, path.stat().st_size)
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -94,9 +106,8 @@ def read_onnx(path: Path) -> OnnxFile:
         BundleError: it is no ONNX file, or its weights are to be read from outside of its folder.
     """
     try:
-        with path.open("rb") as file:
-            model = _Message(file, 0, path.stat().st_size)
-            (graph,) = model.messages(_GRAPH)
+        with open_model(path) as model:
+            (graph,) = model.messages(GRAPH)
             opsets = {imported.text(1): imported.number(2) for imported in model.messages(_OPSET_IMPORT)}
             spec = GraphSpec(path.parent.name, _tensors(graph, _INPUT), _tensors(graph, _OUTPUT))
             external = (entry for tensor in graph.messages(_INITIALIZER) for entry in tensor.messages(_EXTERNAL_DATA))
@@ -110,11 +121,11 @@ def read_onnx(path: Path) -> OnnxFile:
     return OnnxFile(opset, spec, tuple(sorted(data)))
 
 
-def _tensors(graph: _Message, number: int) -> tuple[TensorSpec, ...]:
+def _tensors(graph: Message, number: int) -> tuple[TensorSpec, ...]:
     return tuple(_tensor(info) for info in graph.messages(number))
 
 
-def _tensor(info: _Message) -> TensorSpec:
+def _tensor(info: Message) -> TensorSpec:
     ((kind,),) = [described.messages(1) for described in info.messages(2)]
     name, element = info.text(1), kind.number(1)
     if element not in _DTYPES:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BackendUnavailable, BundleError, EngineError, UsageError
+from .onnx_scales import with_scales
 from .profile import Profile
 from .spec import GraphSpec
 from .tensorrt_versions import TensorRT
@@ -145,7 +146,11 @@ def _parse(tensorrt: TensorRT, builder: Any, logger: Any, model: Path) -> tuple[
         flags |= 1 << int(kinds.EXPLICIT_BATCH)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(model)):
+    if tensorrt.version.reads_axes:
+        parsed = parser.parse_from_file(str(model))
+    else:
+        parsed = parser.parse(with_scales(model), str(model))  # the path says where the weights are
+    if not parsed:
         reasons = [parser.get_error(i) for i in range(parser.num_errors)]
         told = "; ".join(f"node {reason.node()}: {reason.desc()}" for reason in reasons) or "; ".join(logger.errors)
         raise BundleError(f"{model}: {tensorrt.version.label} cannot read it ({told}); export it again")

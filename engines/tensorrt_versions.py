@@ -25,12 +25,14 @@ class Version:
     `strongly_typed`: a graph's own types are kept, else they are a hint and half precision wants a flag.
     `has_progress`: a build can be watched, and stopped. `options` are those of `BuildOptions` it can follow.
     `compute_capabilities` is what an engine is for unless told; empty where it is that of the GPU it was built on.
+    `reads_axes`: its parser knows a Resize along some axes, see `onnx_scales`.
     `user_managed`: contexts are told the size of the memory that they are given.
     """
 
     label: str
     strongly_typed: bool
     has_progress: bool
+    reads_axes: bool
     user_managed: bool
     options: frozenset[str]
     compute_capabilities: str = ""
@@ -42,6 +44,7 @@ VERSIONS: dict[tuple[str, int], Version] = {
         label="TensorRT 8.6",
         strongly_typed=False,
         has_progress=False,
+        reads_axes=False,
         user_managed=False,
         options=_ON_A_GPU,
     ),
@@ -49,6 +52,7 @@ VERSIONS: dict[tuple[str, int], Version] = {
         label="TensorRT 10",
         strongly_typed=True,
         has_progress=True,
+        reads_axes=True,
         user_managed=True,
         options=_ON_A_GPU | {"weight_stripped"},
     ),
@@ -56,6 +60,7 @@ VERSIONS: dict[tuple[str, int], Version] = {
         label="TensorRT 11",
         strongly_typed=True,
         has_progress=True,
+        reads_axes=True,
         user_managed=True,
         options=_ON_A_GPU | {"weight_stripped"},
     ),
@@ -63,6 +68,7 @@ VERSIONS: dict[tuple[str, int], Version] = {
         label="TensorRT-RTX",
         strongly_typed=True,
         has_progress=True,
+        reads_axes=True,
         user_managed=True,
         options=_EVERYWHERE | {"weight_stripped", "compute_capability"},
         compute_capabilities="8.0+",

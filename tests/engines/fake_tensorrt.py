@@ -191,7 +191,12 @@ class FakeTensorRT:
             return True
 
         error = SimpleNamespace(node=lambda: 3, desc=lambda: "no such operator")
-        return SimpleNamespace(parse_from_file=parse_from_file, num_errors=1, get_error=lambda i: error)
+
+        def parse(content: bytes, model: str) -> bool:
+            assert isinstance(content, bytes)
+            return parse_from_file(model)
+
+        return SimpleNamespace(parse_from_file=parse_from_file, parse=parse, num_errors=1, get_error=lambda i: error)
 
     def _build(self, network: Any, config: Any, logger: Any) -> bytes | None:
         self.config = config
