@@ -270,6 +270,7 @@ def verify_parser() -> Parser:
 def report_checks(options: argparse.Namespace, checks_of: Callable[[Bundle], Iterable[Check]]) -> int:
     """Show the checks of the bundle in `options`, those of `verify_parser`; 1 where one has failed."""
     from .bundle import Bundle
+    from .engine_commands import tested_on
     from .tables import show_checks
 
     opening = _opening(options)
@@ -278,7 +279,7 @@ def report_checks(options: argparse.Namespace, checks_of: Callable[[Bundle], Ite
     if options.json:
         _print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
     else:
-        show_checks(checks)
+        show_checks(checks, tested_on(options.backend))
     return 0 if all(check.passed for check in checks) else 1
 
 

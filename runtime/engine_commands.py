@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import platform
 import re
 import sys
 import threading
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgediffusion import __version__
 from edgediffusion.engines.archive import export_engines, import_engines
 from edgediffusion.engines.errors import BackendUnavailable, UnknownName, UsageError
 from edgediffusion.engines.profile import Profile
@@ -152,6 +154,13 @@ def _progress() -> Iterator[Callable[[str], Report]]:
             return lambda fraction: progress.update(task, completed=fraction)
 
         yield reports
+
+
+def tested_on(backend: str) -> dict[str, str]:
+    """What a report on engines says first: versions, GPU and driver; empty where the backend builds none."""
+    if backend not in _BUILDING:
+        return {}
+    return {"edgediffusion": __version__, "python": platform.python_version()} | dataclasses.asdict(here(load(backend)))
 
 
 def engines(arguments: Sequence[str], say: Say) -> int:

@@ -70,8 +70,9 @@ def show_manifest(manifest: Manifest) -> None:
             console.print(printable(f"\n{name} for {device}: {changed or 'nothing changed'}; error {error}"))
 
 
-def show_checks(checks: Iterable[Check]) -> None:
-    """A line for each graph."""
+def show_checks(checks: Iterable[Check], tested_on: Mapping[str, str]) -> None:
+    """What they were run on, and a line for each graph."""
+    _facts(_console(), tested_on)
     header = ("graph", "", "error against torch", "worst output", "sample")
     states = {True: "agrees", False: "DISAGREES"}
     rows = [

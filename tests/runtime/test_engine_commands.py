@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from edgediffusion.engines.store import Store
 from edgediffusion.runtime import doctor, engine_commands
-from edgediffusion.runtime.cli import main
+from edgediffusion.runtime.cli import main, report_checks
+from edgediffusion.runtime.golden import Check
 from edgediffusion.runtime.pipeline import BUILTIN
 
 from ..engines.conftest import cuda, tensorrt
@@ -170,3 +172,12 @@ def test_engines_are_moved(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str
     assert "engines import: a FILE is wanted" in capsys.readouterr().err
     assert main(["engines", "list", archive]) == 2
     assert "engines list: a FILE is not wanted" in capsys.readouterr().err
+
+
+def test_a_report_says_what_it_was_made_on(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:
+    options = argparse.Namespace(bundle=BUILTIN, backend="tensorrt", device="auto", build=True, json=False)
+    check = Check(component="unet", output="out_sample", error=1e-6, tolerance=1e-4, sample="golden")
+    assert report_checks(options, lambda bundle: [check]) == 0
+    shown = capsys.readouterr().out
+    for word in ("tensorrt", "10.13.2.6", "NVIDIA H100", "9.0", "580.95.05", "unet", "agrees"):
+        assert word in shown
