@@ -10,18 +10,25 @@ from pathlib import Path
 
 import onnxruntime
 
-from .base import Engine, HostEngine
+from .base import Building, Engine, HostEngine
 from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, EngineError
 from .ort_cuda import CPU, open_session
 from .ort_device import DeviceRun, on_device
+from .ort_tensorrt import PROVIDERS
+from .ort_tensorrt import open_session as open_provider
 from .spec import Array, GraphSpec, TensorSpec
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
-def open_engine(model: Path, spec: GraphSpec, device: str, dialects: Mapping[str, Path]) -> Engine:
+def open_engine(
+    model: Path, spec: GraphSpec, *, device: str, dialects: Mapping[str, Path], building: Building
+) -> Engine:
     """See `registry.open_engine`."""
     onnxruntime.set_default_logger_severity(4)
+    if device in PROVIDERS:
+        opener = functools.partial(open_provider, device, precision=building.precision)
+        return on_device(lambda: _open(model, spec, opener, _on_cuda))
     if device != "cpu":
         try:
             return on_device(lambda: _open(dialects.get("cuda", model), spec, open_session, _on_cuda))

@@ -1,4 +1,4 @@
-"""The backends. To add one: a module with `open_engine(model, spec, device, dialects)`, and a line here."""
+"""The backends. To add one: a module with `open_engine` and its arguments as below, and a line here."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class Backend:
     """A way to execute graphs.
 
     `extras` maps each device to the pip extra that brings it; `distributions` are the pip packages that provide
-    the backend, of which only one may be installed at a time. Where a backend `builds`, its engines lie in the store,
-    and its module has `open_engine(model, spec, building)`.
+    the backend, of which only one may be installed at a time. Where a backend `builds`, its engines lie in the store.
     """
 
     module: str
@@ -32,7 +31,7 @@ BUILDING = Building()
 BACKENDS: dict[str, Backend] = {
     "ort": Backend(
         module="edgediffusion.engines.ort",
-        extras={"cpu": "cpu", "cuda": "cuda"},
+        extras={"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "nv_tensorrt_rtx": "cuda"},
         distributions=("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
     ),
     "tensorrt": Backend(
@@ -78,8 +77,5 @@ def open_engine(
         raise BackendUnavailable(
             f"backend {backend!r} cannot be imported ({error})", f"pip install 'edgediffusion[{extra}]'"
         ) from error
-    if BACKENDS[backend].builds:
-        engine: Engine = module.open_engine(model, spec, building)
-    else:
-        engine = module.open_engine(model, spec, device, dialects)
+    engine: Engine = module.open_engine(model, spec, device=device, dialects=dialects, building=building)
     return engine

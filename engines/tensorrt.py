@@ -31,8 +31,16 @@ class EngineBuilding(UserWarning):
     """An engine is being built, which takes minutes for a large network."""
 
 
-def open_engine(model: Path, spec: GraphSpec, building: Building, *, backend: str = "tensorrt") -> Engine:
-    """See `registry.open_engine`.
+def open_engine(
+    model: Path,
+    spec: GraphSpec,
+    *,
+    device: str,
+    dialects: Mapping[str, Path],
+    building: Building,
+    backend: str = "tensorrt",
+) -> Engine:
+    """See `registry.open_engine`. It has one device, and reads the portable graph.
 
     Raises:
         NoEngine: none was built that fits this machine and graph, and none is to be; it says what differs and the

@@ -1,0 +1,85 @@
+"""ONNX Runtime's providers for TensorRT and TensorRT-RTX. They build engines of their own; we say where those are kept.
+
+Written from ONNX Runtime's documentation (https://onnxruntime.ai/docs/execution-providers/): never run by us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from .digest import sha256_of
+from .errors import BackendUnavailable
+from .onnx_file import read_onnx
+from .ort_cuda import CHECKS, CPU, CUDA
+from .store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """`caches` are the options that name a folder, `half` those for graphs that compute in float16."""
+
+    name: str
+    extra: str
+    caches: tuple[str, ...]
+    options: Mapping[str, str]
+    half: Mapping[str, str]
+
+
+PROVIDERS = {
+    "tensorrt": Provider(
+        name="TensorrtExecutionProvider",
+        extra="tensorrt",
+        caches=("trt_engine_cache_path", "trt_timing_cache_path"),
+        options={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
+        half={"trt_fp16_enable": "1"},  # a hint to TensorRT before 11, which keeps the graph's own types
+    ),
+    "nv_tensorrt_rtx": Provider(
+        name="NvTensorRTRTXExecutionProvider",
+        extra="tensorrt-rtx",
+        caches=("nv_runtime_cache_path",),
+        options={},
+        half={},
+    ),
+}
+
+
+def open_session(
+    device: str, model: Path, options: onnxruntime.SessionOptions, precision: str
+) -> onnxruntime.InferenceSession:
+    """A session for `model` by the provider of this name.
+
+    Raises:
+        BackendUnavailable: this ONNX Runtime lacks it, or it does not work here.
+        Exception: what ONNX Runtime says of a graph that it cannot load.
+    """
+    provider = PROVIDERS[device]
+    if provider.name not in onnxruntime.get_available_providers():
+        raise BackendUnavailable(
+            f"onnxruntime {onnxruntime.__version__} here is built without {provider.name}",
+            "install a wheel that has it, or take --backend tensorrt",
+        )
+    for check in CHECKS:
+        check()
+    cache = cache_of(device, model)
+    cache.mkdir(parents=True, exist_ok=True)
+    settings = {**provider.options, **(provider.half if precision == "float16" else {})}
+    settings |= dict.fromkeys(provider.caches, str(cache))
+    providers = [(provider.name, settings), CUDA, CPU]
+    session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+    if provider.name not in session.get_providers():
+        raise BackendUnavailable(
+            f"the libraries of {provider.name} are missing or do not fit",
+            f"pip install 'edgediffusion[{provider.extra}]'",
+        )
+    return session
+
+
+def cache_of(device: str, model: Path) -> Path:
+    """A folder for engines of this graph over these weights, built by this ONNX Runtime, which names the GPU itself."""
+    parts = [model, *(model.parent / name for name in read_onnx(model).data)]
+    digest = "-".join(sha256_of(part)[:12] for part in parts)
+    return Store.of_user().folder / "ort" / f"{model.parent.name}-{device}-{onnxruntime.__version__}-{digest}"
