@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgediffusion.engines.digest import sha256_of
@@ -22,6 +22,7 @@ from .sources import MODEL_INDEX, Part, Source, gather
 from .stage import TOOLS, Note, Stage, file_record
 from .staging import BUNDLE, staging
 from .tokenizer import write_tokenizer
+from .weights import Weight
 
 COPIED = ("scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json", "README.md", "LICENSE")
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # components that diffusers can do without
@@ -47,7 +48,7 @@ def export_bundle(
     parts = _parts(checkpoint)
     sizes = {} if options.static is None else static_sizes(family, parts, options.static)
     with staging(out.resolve(), keep=options.resume) as folder:
-        _check_disk(out, folder, parts.values(), options)
+        _check_disk(out, folder, parts, options)
         notes, digests = _export_components(family, parts, sizes, options, folder, report)
         report("tokenizer, scheduler and manifest")
         bundle = folder / BUNDLE
@@ -81,16 +82,32 @@ def _parts(source: Source) -> dict[str, Part]:
     return parts
 
 
-def _check_disk(out: Path, folder: Path, parts: Iterable[Part], options: Options) -> None:
-    weights = [w for part in {id(part): part for part in parts}.values() for w in part.weights.values()]
-    half = options.dtype_of("") != "float32"
-    need = sum(math.prod(w.shape) * (2 if half or w.dtype != "F32" else 4) for w in weights) + GRAPHS
+def _check_disk(out: Path, folder: Path, parts: Mapping[str, Part], options: Options) -> None:
+    need = weights_bytes(parts, options) + GRAPHS
     free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in _files(folder))
     if need > free:
         raise UsageError(
             f"{out}: the bundle takes about {need >> 20} MiB, {free >> 20} MiB are free there; "
             "free some, or name a folder on another disk"
         )
+
+
+def weights_bytes(parts: Mapping[str, Part], options: Options) -> int:
+    """What the weights of a bundle will take, before any of them is read: at most a few in a hundred too much."""
+    once = {id(part): name for name, part in parts.items()}  # both halves of the VAE are one part
+    return sum(
+        _bytes(key, weight, options.dtype_of(name), options.weights)
+        for name in once.values()
+        for key, weight in parts[name].weights.items()
+    )
+
+
+def _bytes(key: str, weight: Weight, dtype: str, form: str | None) -> int:
+    """What a weight will take. What is multiplied with, and so in 8 bits, are matrices other than look-up tables."""
+    size = math.prod(weight.shape)
+    if form == "int8" and len(weight.shape) > 1 and "embedding" not in key:
+        return size + 4 * weight.shape[0]  # the scales
+    return size * (4 if dtype == "float32" and weight.dtype == "F32" else 2)
 
 
 def _export_components(

@@ -9,11 +9,13 @@ import pytest
 from onnx.external_data_helper import uses_external_data
 
 from edgediffusion.engines.errors import ExportError, UsageError
+from edgediffusion.export.families import FAMILIES
 from edgediffusion.export.options import Options
 from edgediffusion.export.precision import INT8_TOLERANCE
+from edgediffusion.export.sources import gather
 from edgediffusion.export.to_diffusers import to_diffusers
 from edgediffusion.export.weights import SCALE, read_header
-from edgediffusion.export.write_bundle import export_bundle
+from edgediffusion.export.write_bundle import export_bundle, weights_bytes
 from edgediffusion.runtime.manifest import Manifest
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -35,6 +37,19 @@ def test_weights_that_are_multiplied_with(int8: tuple[Path, list[str]]) -> None:
             assert stored[key + SCALE].shape == stored[key].shape[:1]
         kept = {key for key, tensor in stored.items() if len(tensor.shape) > 1 and tensor.dtype != "I8"}
         assert all("embedding" in key for key in kept), name
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_the_disk_that_weights_take_is_known_before(
+    weights: str | None, int8: tuple[Path, list[str]], bundle: Path, checkpoint: Path
+) -> None:
+    folder = bundle if weights is None else int8[0]
+    files = [folder / record.weights for record in Manifest.read(folder).graphs.values()]
+    stored = sum(tensor.length for file in files for tensor in read_header(file).values())
+    options = Options(weights=weights)
+    parts = {name: part for name in FAMILIES["sd"] if (part := gather(checkpoint, options).component((name,)))}
+    parts["vae_decoder"] = parts["vae_encoder"] = gather(checkpoint, options).parts["vae"]
+    assert stored <= weights_bytes(parts, options) <= 1.05 * stored
 
 
 def test_the_loss_is_measured(int8: tuple[Path, list[str]]) -> None:
