@@ -15,7 +15,7 @@ from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.registry import open_engine
 
 from .families import FAMILIES, Family
-from .foreign import adapt, describe, is_foreign
+from .foreign import adapt, read_manifest
 from .manifest import FileRecord, Manifest, Variant
 
 _REMEDY = "copy or export the bundle again"
@@ -57,7 +57,7 @@ class Bundle:
             BundleError: there is no bundle, a file is missing, truncated or altered, or it is of a newer version.
         """
         path = Path(path)
-        manifest = describe(path) if is_foreign(path) else Manifest.read(path)
+        manifest = read_manifest(path)
         if manifest.family not in FAMILIES:
             raise BundleError(
                 f"{path}: family {manifest.family!r}, known: {', '.join(sorted(FAMILIES))}; "

@@ -218,12 +218,12 @@ def inspect(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(arguments)
 
-    from .manifest import Manifest
+    from .foreign import read_manifest
     from .metadata import read_parameters
     from .tables import show_manifest, show_parameters
 
     if options.path.is_dir():
-        manifest = Manifest.read(options.path)
+        manifest = read_manifest(options.path)
         if options.json:
             _print(manifest.to_json().rstrip())
         else:

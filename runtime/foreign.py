@@ -66,6 +66,15 @@ def describe(folder: Path) -> Manifest:
     )
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """What `folder` says of itself, or what its graphs say.
+
+    Raises:
+        BundleError: see `Manifest.read` and `describe`.
+    """
+    return describe(folder) if is_foreign(folder) else Manifest.read(folder)
+
+
 def _loosened(spec: GraphSpec) -> GraphSpec:
     """No two free dimensions are the same: optimum calls the width of SDXL's `text_embeds` sequence_length."""
 

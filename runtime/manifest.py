@@ -127,8 +127,9 @@ class Manifest:
         return found
 
     def to_json(self) -> str:
-        """The text of the file."""
-        return json.dumps({"schema": SCHEMA} | dataclasses.asdict(self), indent=2) + "\n"
+        """The text of the file. A number that is not known is null: JSON has no NaN."""
+        record = dataclasses.asdict(self, dict_factory=lambda pairs: {k: None if v != v else v for k, v in pairs})
+        return json.dumps({"schema": SCHEMA} | record, indent=2) + "\n"
 
     @classmethod
     def read(cls, bundle: Path) -> Manifest:

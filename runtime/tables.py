@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from .doctor import Machine
     from .golden import Check
-    from .manifest import Manifest, Static
+    from .manifest import Manifest, Parity, Static
     from .metadata import Parameters
     from .schedulers import Sampler
 
@@ -45,7 +46,7 @@ def show_manifest(manifest: Manifest) -> None:
         "licence": manifest.license,
         "opset": manifest.opset,
         "sizes": "any" if manifest.static is None else f"static, {_static(manifest.static)}",
-        "written with": _versions(manifest.versions),
+        "written with": _versions(manifest.versions) or "another tool, such as optimum: no manifest and no digests",
         "files": f"{len(manifest.files)}, {_size(sum(record.bytes for record in manifest.files.values()))}",
     }
     _facts(console, facts)
@@ -58,7 +59,7 @@ def show_manifest(manifest: Manifest) -> None:
             _signature(graph.spec.inputs),
             _signature(graph.spec.outputs),
             f"{_size(manifest.files[graph.weights].bytes)} {graph.weights_dtype}",
-            f"{graph.parity.error:.1e}, allowed {graph.parity.tolerance:.0e}",
+            _parity(graph.parity),
         )
         for name, graph in manifest.graphs.items()
     ]
@@ -66,8 +67,8 @@ def show_manifest(manifest: Manifest) -> None:
     for name, graph in manifest.graphs.items():
         for device, dialect in graph.dialects.items():
             changed = ", ".join(f"{count} {kind}" for kind, count in dialect.changed.items() if count)
-            error = f"{dialect.parity.error:.1e}, allowed {dialect.parity.tolerance:.0e}"
-            console.print(printable(f"\n{name} for {device}: {changed or 'nothing changed'}; error {error}"))
+            said = f"{changed or 'nothing changed'}; error {_parity(dialect.parity)}"
+            console.print(printable(f"\n{name} for {device}: {said}"))
 
 
 def show_checks(checks: Iterable[Check], tested_on: Mapping[str, str]) -> None:
@@ -169,6 +170,10 @@ def _table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]
 
 def _signature(tensors: Iterable[TensorSpec]) -> str:
     return "\n".join(f"{t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in tensors)
+
+
+def _parity(parity: Parity) -> str:
+    return parity.worst if math.isnan(parity.error) else f"{parity.error:.1e}, allowed {parity.tolerance:.0e}"
 
 
 def _static(static: Static) -> str:

@@ -16,6 +16,7 @@ from edgediffusion.engines.onnx_file import OnnxFile
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
 from edgediffusion.runtime import foreign
 from edgediffusion.runtime.bundle import Bundle
+from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.foreign import adapt
 from edgediffusion.runtime.manifest import MANIFEST
 from edgediffusion.runtime.pipeline import Pipeline
@@ -62,6 +63,17 @@ def test_its_manifest(folder: Path) -> None:
     assert manifest.graphs["unet"].files == ("unet/model.onnx", "unet/model.onnx")
     assert "scheduler/scheduler_config.json" in manifest.files
     assert np.isnan(manifest.graphs["unet"].parity.error)
+
+
+def test_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "written with another tool, such as optimum: no manifest and no digests" in out
+    assert "unet float32 sample float32 (sample.0, 4, sample.2, sample.3)" in out
+    assert "unknown not compared with torch" in out
+    assert main(["inspect", "--json", str(folder)]) == 0
+    graphs = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["graphs"]
+    assert graphs["unet"]["parity"] == {"error": None, "tolerance": None, "worst": "not compared with torch"}
 
 
 def test_free_dimensions_need_not_agree(folder: Path) -> None:
