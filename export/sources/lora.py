@@ -6,6 +6,7 @@ original code's blocks) and that of diffusers and peft (`unet.down_blocks.0...to
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import torch
 
 from edgediffusion.engines.errors import ExportError
 
-from ..weights import TORCH_DTYPES, Derived, StoredTensor, Weight, read_header
+from ..weights import TORCH_DTYPES, Derived, StoredTensor, Weight, read_header, read_metadata
 from .base import EditedPart, Part, Source, pickled
 from .folder import PICKLES
 from .original.unet import original_keys
@@ -37,6 +38,7 @@ ROLES = {
     "lora_linear_layer.up.weight": "up",
     "alpha": "alpha",
 }
+METADATA = "lora_adapter_metadata"  # the key in the header of files that diffusers writes
 _OLD_PROCESSOR = re.compile(r"\.processor\.(to_\w+?)_lora\.(down|up)\.weight$")  # diffusers before 0.22
 
 
@@ -47,7 +49,7 @@ class Delta:
     down: StoredTensor
     up: StoredTensor
     mid: StoredTensor | None
-    alpha: StoredTensor | None
+    alpha: StoredTensor | float | None
     scale: float
 
     def shape(self) -> tuple[int, ...]:
@@ -58,8 +60,8 @@ class Delta:
     def read(self) -> torch.Tensor:
         """(out, in) float32, or (out, in * height * width) of a convolution."""
         down, up = self.down.read().float(), self.up.read().float().flatten(1)
-        rank = down.shape[0]
-        scale = self.scale * (1.0 if self.alpha is None else float(self.alpha.read()) / rank)
+        alpha = float(self.alpha.read()) if isinstance(self.alpha, StoredTensor) else self.alpha
+        scale = self.scale * (1.0 if alpha is None else alpha / down.shape[0])
         if self.mid is not None:  # a convolution as three (LoCon): 1x1 in, k x k between, 1x1 out
             return scale * torch.einsum("or,rskl,si->oikl", up, self.mid.read().float(), down.flatten(1)).flatten(1)
         return scale * (up @ down.flatten(1))
@@ -129,17 +131,43 @@ def _read(path: Path, scale: float) -> Mapping[str, Delta]:
     if path.suffix in PICKLES:
         raise pickled(path)
     groups: dict[str, dict[str, StoredTensor]] = {}
+    names: dict[str, str] = {}
     for key, tensor in read_header(path).items():
         plain = _OLD_PROCESSOR.sub(r".\1.lora.\2.weight", key).replace(".to_out.lora", ".to_out.0.lora")
         suffix = next((suffix for suffix in ROLES if plain.endswith(f".{suffix}")), None)
         if suffix is None:
             raise ExportError(f"{path}: {key} is no weight of a LoRA; linear and convolution LoRAs are read")
-        module = plain.removesuffix(f".{suffix}").replace(".", "_")
+        name = plain.removesuffix(f".{suffix}")
+        names[module := name.replace(".", "_")] = name
         groups.setdefault(module, {})[ROLES[suffix]] = tensor
     for module, group in groups.items():
         if not {"down", "up"} <= group.keys():
             raise ExportError(f"{path}: {module} lacks its down or up matrix; download the file again")
+    alphas = _alphas(path, {names[module]: group["down"].shape[0] for module, group in groups.items()})
     return {
-        module: Delta(down=g["down"], up=g["up"], mid=g.get("mid"), alpha=g.get("alpha"), scale=scale)
+        module: Delta(
+            down=g["down"], up=g["up"], mid=g.get("mid"), alpha=g.get("alpha", alphas.get(names[module])), scale=scale
+        )
         for module, g in groups.items()
     }
+
+
+def _alphas(path: Path, ranks: Mapping[str, int]) -> dict[str, float]:
+    """What the metadata that diffusers writes says of the modules, which it names by a pattern or not at all.
+
+    It holds peft's LoraConfig of each component. With `use_rslora` alpha is divided by the root of the rank
+    (arXiv:2312.03732), instead of by the rank as `Delta` does it.
+    """
+    alphas = {}
+    try:
+        settings = json.loads(read_metadata(path).get(METADATA, "{}"))
+        for module, rank in ranks.items():
+            component, _, name = module.partition(".")
+            if (alpha := settings.get(f"{component}.lora_alpha")) is not None:
+                patterns = settings.get(f"{component}.alpha_pattern") or {}
+                named = (value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name))
+                root = rank**0.5 if settings.get(f"{component}.use_rslora") else 1.0
+                alphas[module] = root * float(next(named, alpha))
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise ExportError(f"{path}: {METADATA} in its header cannot be read ({error}); save the LoRA again") from None
+    return alphas

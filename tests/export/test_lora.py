@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from edgediffusion.engines.errors import ExportError
 from edgediffusion.export.reference import load_pipeline
 from edgediffusion.export.sources import Source, open_source
-from edgediffusion.export.sources.lora import fuse_loras
+from edgediffusion.export.sources.lora import METADATA, fuse_loras
 from edgediffusion.export.to_onnx import quiet
 
 from .originals import state
@@ -85,6 +86,38 @@ def test_the_same_as_diffusers(checkpoint: Path, tmp_path: Path, layout: Callabl
             if not torch.equal(weight.read(), source.parts[folder].weights[key].read()):
                 changed.add(key)
     assert len(changed) == len({key.split(".lora")[0].split(".alpha")[0] for key in load_file(tmp_path / NAME)})
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_alpha_in_the_metadata(checkpoint: Path, tmp_path: Path, use_rslora: bool) -> None:
+    """As peft's config has it, one for all of a component but for the modules that a pattern names."""
+    pytest.importorskip("peft")
+    source = open_source(checkpoint)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tensors = peft(source, ())
+    config = {"r": RANK, "lora_alpha": 6, "alpha_pattern": {"attn1.to_q": 1.5}, "use_rslora": use_rslora}
+    config["target_modules"] = [*UNET, CONVOLUTION]
+    metadata = {METADATA: json.dumps({f"unet.{key}": value for key, value in config.items()})}
+    save_file(tensors, tmp_path / NAME, {"format": "pt"} | metadata)
+    pipeline = load_pipeline(checkpoint)
+    with quiet():
+        pipeline.load_lora_weights(tmp_path, weight_name=NAME)
+        pipeline.fuse_lora(lora_scale=0.8)
+        pipeline.unload_lora_weights()
+    wanted, fused = state(pipeline.unet), fuse_loras(source, [(tmp_path / NAME, 0.8)]).parts["unet"].weights
+    for key in (f"{module}.weight" for module in (*UNET, CONVOLUTION)):
+        assert not torch.allclose(fused[key].read(), source.parts["unet"].weights[key].read(), rtol=2**-11, atol=1e-2)
+        assert torch.allclose(fused[key].read().float(), wanted[key], rtol=2**-11, atol=1e-6), key
+
+
+@pytest.mark.parametrize("metadata", ["{", "[]", json.dumps({"unet.lora_alpha": 1, "unet.alpha_pattern": {"(": 1}})])
+def test_metadata_that_makes_no_sense(checkpoint: Path, tmp_path: Path, metadata: str) -> None:
+    save_file(peft(open_source(checkpoint), ()), tmp_path / NAME, {METADATA: metadata})
+    with pytest.raises(
+        ExportError, match=r"lora_adapter_metadata in its header cannot be read \(.*\); save the LoRA ag"
+    ):
+        fuse_loras(open_source(checkpoint), [(tmp_path / NAME, 1.0)])
 
 
 def plain(source: Source) -> tuple[str, torch.Tensor]:
