@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -127,20 +128,29 @@ class Store:
         *,
         by: str,
         on_wait: Callable[[str], None] = lambda name: None,
+        stop: threading.Event | None = None,
     ) -> Entry:
         """The engine of this recipe: from here, or made by `build`; one that is damaged is built again.
 
         While another process builds it this one waits for that, having called `on_wait` with the name.
+
+        Raises:
+            EngineError: `stop` was set while it waited; or what `build` raises.
         """
         import filelock
 
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self._path(recipe, LOCK))
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            on_wait(recipe.name)
-            lock.acquire()
+        waited = False
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=0.2 if waited else 0)
+            except filelock.Timeout:
+                if stop is not None and stop.is_set():
+                    raise EngineError(f"{recipe.name}: stopped while another process builds it") from None
+                if not waited:
+                    on_wait(recipe.name)
+                waited = True
         try:
             return self._sound(recipe) or self._build(recipe, build, by)
         finally:

@@ -18,17 +18,13 @@ from .profile import Profile, sizes_of
 from .spec import Array, GraphSpec
 from .store import DamagedEngine, Entry, NoEngine
 from .tensorrt_build import BuildOptions, make_logger, start
-from .tensorrt_store import Job, ensure, find
+from .tensorrt_store import EngineBuilding, Job, ensure, find
 from .tensorrt_versions import TensorRT, load
 
 # Sets of input shapes whose buffers and captured launches are kept.
 MAX_KEPT = 8
 Shapes = tuple[tuple[int, ...], ...]
 _DTYPES = {"FLOAT": "f4", "HALF": "f2", "INT32": "i4", "INT64": "i8", "INT8": "i1", "UINT8": "u1", "BOOL": "?"}
-
-
-class EngineBuilding(UserWarning):
-    """An engine is being built, which takes minutes for a large network."""
 
 
 def open_engine(

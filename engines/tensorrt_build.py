@@ -19,9 +19,9 @@ Report = Callable[[float], None]
 _HALF = "float16"
 # The builder's flags for options that are on or off.
 _FLAGS = {
-    "weight_stripped": ("STRIP_PLAN",),
-    "refit": ("REFIT",),
-    "version_compatible": ("VERSION_COMPATIBLE",),
+    "weight_stripped": "STRIP_PLAN",
+    "refit": "REFIT",
+    "version_compatible": "VERSION_COMPATIBLE",
 }
 
 
@@ -186,10 +186,9 @@ def _fix_or_add_profiles(builder: Any, config: Any, network: Any, spec: GraphSpe
 
 def _configure(tensorrt: TensorRT, config: Any, precision: str, options: BuildOptions) -> None:
     trt = tensorrt.module
-    for name, flags in _FLAGS.items():
+    for name, flag in _FLAGS.items():
         if getattr(options, name):
-            for flag in flags:
-                config.set_flag(getattr(trt.BuilderFlag, flag))
+            config.set_flag(getattr(trt.BuilderFlag, flag))
     if precision == _HALF and not tensorrt.version.strongly_typed:
         config.set_flag(trt.BuilderFlag.FP16)
     if options.optimization_level is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,10 @@ from .tensorrt_build import BuildOptions, Report, build_plan
 from .tensorrt_versions import TensorRT
 
 BUNDLE_STORE = "engines"  # a bundle's own store, in its folder
+
+
+class EngineBuilding(UserWarning):
+    """An engine is being built, which takes minutes for a large network."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +152,11 @@ def ensure(
         _check_disk(job, store.folder)
         return build_plan(tensorrt, job.path, job.spec, profiles, job.precision, options, report, stop)
 
+    def wait(name: str) -> None:
+        warnings.warn(f"{name} is being built by another process; waiting for it", EngineBuilding, stacklevel=2)
+
     recipe = recipe_of(tensorrt, job, profiles, options)
-    return store.get_or_build(recipe, build, by=f"edgediffusion {__version__}")
+    return store.get_or_build(recipe, build, by=f"edgediffusion {__version__}", on_wait=wait, stop=stop)
 
 
 def _check_disk(job: Job, folder: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edgediffusion.engines.errors import EngineError
 from edgediffusion.engines.recipe import Recipe
 from edgediffusion.engines.store import DamagedEngine, Entry, NoEngine, Store, find_engines, read_sidecar
 
@@ -129,6 +131,7 @@ def test_a_full_disk_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatc
 BUILDER = f"""
 import os, sys, time
 from pathlib import Path
+from edgediffusion.engines.errors import EngineError
 from edgediffusion.engines.recipe import Recipe
 from edgediffusion.engines.store import Store
 
@@ -176,6 +179,19 @@ def test_of_two_processes_one_builds_and_the_other_waits(
     (tmp_path / "go").touch()
     assert line(first) == line(second) == str(first.pid)
     assert next(store.entries()).read() == PLAN
+
+
+def test_waiting_can_be_stopped(store: Store, start: Callable[[], subprocess.Popen[str]]) -> None:
+    assert line(start()) == "building"
+    stop, waited = threading.Event(), list[str]()
+
+    def on_wait(name: str) -> None:
+        waited.append(name)
+        stop.set()
+
+    with pytest.raises(EngineError, match=f"{RECIPE.name}: stopped while another process builds it"):
+        store.get_or_build(RECIPE, must_not_build, by="", on_wait=on_wait, stop=stop)
+    assert waited == [RECIPE.name]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")

@@ -16,9 +16,9 @@ from edgediffusion.engines.errors import BackendUnavailable, EngineError
 from edgediffusion.engines.profile import Profile
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.store import NoEngine, Store
-from edgediffusion.engines.tensorrt import MAX_KEPT, EngineBuilding
+from edgediffusion.engines.tensorrt import MAX_KEPT
 from edgediffusion.engines.tensorrt_build import BuildOptions
-from edgediffusion.engines.tensorrt_store import Job, ensure
+from edgediffusion.engines.tensorrt_store import EngineBuilding, Job, ensure
 from edgediffusion.engines.tensorrt_versions import load
 
 from .fake_tensorrt import FakeCuda, FakeTensorRT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,19 +152,12 @@ def test_a_keyboard_interrupt_stops_the_build(tensorrt: Install) -> None:
         if step == 3:
             _thread.interrupt_main()
         if step > 3:
-            threading_wait()
+            time.sleep(0.05)  # as long as a step of a real build: the main thread looks every tenth of a second
 
     fake.on_step = interrupt
     with pytest.raises(KeyboardInterrupt):
         build(fake)
     assert len(steps) < 20  # of 20: TensorRT was told to stop
-
-
-def threading_wait() -> None:
-    """As long as a step of a real build: the main thread has a tenth of a second to see the interrupt."""
-    import time
-
-    time.sleep(0.05)
 
 
 def test_tensorrt_that_does_not_start(tensorrt: Install, monkeypatch: pytest.MonkeyPatch) -> None:
