@@ -14,7 +14,7 @@ import numpy as np
 from .errors import BackendUnavailable, EngineError
 from .spec import Array
 
-_EXTRA = "pip install 'edgediffusion[tensorrt]'"
+_REMEDY = "pip install cuda-bindings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def _api() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise BackendUnavailable(f"cuda-bindings cannot be imported ({error})", _EXTRA) from error
+        raise BackendUnavailable(f"cuda-bindings cannot be imported ({error})", _REMEDY) from error
     return runtime
 
 

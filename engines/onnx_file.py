@@ -5,6 +5,7 @@ Field numbers are those of onnx.proto3, https://github.com/onnx/onnx/blob/main/o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +20,20 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
 GRAPH, _OPSET_IMPORT = 7, 8  # of a model
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of a graph
-_EXTERNAL_DATA = 13  # of a tensor
+_DIMS, _EXTERNAL_DATA = 1, 13  # of a tensor
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """`spec` holds the graph's own names, dtypes and shapes; `data` the files, beside it, that weights are in."""
+    """`spec` holds the graph's own names, dtypes and shapes; `data` the files, beside it, that weights are in.
+
+    `weights` is how many numbers those are.
+    """
 
     opset: int
     spec: GraphSpec
     data: tuple[str, ...]
+    weights: int
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,13 @@ class Message:
         """The fields of this `number` that are messages or text."""
         return [value for field, value in self if field == number and isinstance(value, Message)]
 
+    def numbers(self, number: int) -> list[int]:
+        """The fields of this `number` that are numbers."""
+        return [value for field, value in self if field == number and isinstance(value, int)]
+
     def number(self, number: int) -> int:
         """The last field of this `number`, 0 where there is none."""
-        return ([0] + [value for field, value in self if field == number and isinstance(value, int)])[-1]
+        return ([0, *self.numbers(number)])[-1]
 
     def text(self, number: int) -> str:
         """The last field of this `number` as text, empty where there is none."""
@@ -110,15 +119,17 @@ def read_onnx(path: Path) -> OnnxFile:
             (graph,) = model.messages(GRAPH)
             opsets = {imported.text(1): imported.number(2) for imported in model.messages(_OPSET_IMPORT)}
             spec = GraphSpec(path.parent.name, _tensors(graph, _INPUT), _tensors(graph, _OUTPUT))
-            external = (entry for tensor in graph.messages(_INITIALIZER) for entry in tensor.messages(_EXTERNAL_DATA))
-            data = {entry.text(2) for entry in external if entry.text(1) == "location"}
+            external = [tensor for tensor in graph.messages(_INITIALIZER) if tensor.messages(_EXTERNAL_DATA)]
+            entries = (entry for tensor in external for entry in tensor.messages(_EXTERNAL_DATA))
+            data = {entry.text(2) for entry in entries if entry.text(1) == "location"}
+            weights = sum(math.prod(tensor.numbers(_DIMS)) for tensor in external)
             opset = opsets[""]
     except (OSError, ValueError, KeyError) as error:
         raise BundleError(f"{path}: not an ONNX file that can be read ({error}); export it again") from None
     for name in data:
         if PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
             raise BundleError(f"{path}: weights in {name!r}, which is outside of its folder; do not use this file")
-    return OnnxFile(opset, spec, tuple(sorted(data)))
+    return OnnxFile(opset, spec, tuple(sorted(data)), weights)
 
 
 def _tensors(graph: Message, number: int) -> tuple[TensorSpec, ...]:

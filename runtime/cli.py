@@ -198,13 +198,9 @@ def _generate_options(arguments: Sequence[str]) -> argparse.Namespace:
 def _add_backend(parser: Parser) -> None:
     add = parser.add_argument
     add("--backend", default="ort", metavar="NAME", help="default: %(default)s")
-    add("--device", default="auto", metavar="NAME", help="default: %(default)s")
-    add(
-        "--no-build",
-        dest="build",
-        action="store_false",
-        help="fail where a backend lacks an engine that it would build",
-    )
+    providers = "for ort: cpu, cuda, tensorrt, nv_tensorrt_rtx; default: %(default)s"
+    add("--device", "--provider", default="auto", metavar="NAME", help=providers)
+    add("--no-build", dest="build", action="store_false", help="fail where an engine is lacking that could be built")
 
 
 def _opening(options: argparse.Namespace) -> dict[str, Any]:

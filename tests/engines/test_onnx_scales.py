@@ -20,6 +20,7 @@ def test_a_graph_without_such_a_resize_says_the_same(tmp_path: Path) -> None:
     edited.parent.mkdir()
     edited.write_bytes(with_scales(model))
     assert read_onnx(edited) == read_onnx(model)
+    assert read_onnx(edited).weights == 6
 
 
 @pytest.mark.parametrize("size", [8, 16])

@@ -174,6 +174,17 @@ def test_engines_are_moved(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str
     assert "engines list: a FILE is not wanted" in capsys.readouterr().err
 
 
+def test_a_provider_of_onnx_runtime(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a red apple", "--provider", "nv_tensorrt_rtx"]) == 2
+    assert "here is built without NvTensorRTRTXExecutionProvider; install a wheel" in capsys.readouterr().err
+
+
+def test_no_build(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a red apple", "--backend", "tensorrt", "--no-build"]) == 2
+    message = f"no tensorrt engine of unet; edgediffusion build {BUILTIN} --backend tensorrt"
+    assert message in capsys.readouterr().err
+
+
 def test_a_report_says_what_it_was_made_on(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:
     options = argparse.Namespace(bundle=BUILTIN, backend="tensorrt", device="auto", build=True, json=False)
     check = Check(component="unet", output="out_sample", error=1e-6, tolerance=1e-4, sample="golden")

@@ -42,7 +42,7 @@ def folder(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (bundle_path / "model_index.json").write_text(json.dumps({"_class_name": "ORTStableDiffusionPipeline"}))
 
     def read(path: Path) -> OnnxFile:
-        return OnnxFile(18, as_optimum(SPECS[path.parent.name], "float32", "float32", "int64"), ())
+        return OnnxFile(18, as_optimum(SPECS[path.parent.name], "float32", "float32", "int64"), (), 0)
 
     monkeypatch.setattr(foreign, "read_onnx", read)
     return bundle_path
