@@ -18,14 +18,16 @@ from .ort_device import failed
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-# Measured on an H100 with the UNet of Stable Diffusion 1.5 in float16, batch 2, 64 x 64 latents, in the dialect of
-# `export/passes/cuda`, ONNX Runtime 1.31: bench/NOTES.md.
+# Measured on an H100 with Stable Diffusion 1.5 in float16, in the dialect of `export/passes/cuda`, ONNX Runtime 1.31:
+# bench/NOTES.md. Left off: prefer_nhwc, since the dialect has its own NHWC and with free sizes it puts an operator on
+# the CPU; fuse_conv_bias, which compiles kernels, so that the UNet's first call takes 4.2 s, not 0.7 s, to save 0.1 to
+# 0.3 ms of 7.3 in later ones. Left on: use_tf32, for graphs in float32.
 OPTIONS = {
     "enable_cuda_graph": "1",
-    "cudnn_conv_algo_search": "EXHAUSTIVE",
-    "cudnn_conv_use_max_workspace": "1",
+    "cudnn_conv_algo_search": "HEURISTIC",  # no trials: EXHAUSTIVE's first call takes seconds more, DEFAULT's 65 s
+    "cudnn_conv_use_max_workspace": "1",  # the default; some of the fast algorithms need it
     "arena_extend_strategy": "kSameAsRequested",  # else each growth doubles the arena, to several times the model
-    "fuse_conv_bias": "1",
+    "sdpa_kernel": "10",  # cuDNN's (8) or the memory-efficient one (2); pictures by flash (1) were NaN
 }
 
 

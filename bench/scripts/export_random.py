@@ -1,4 +1,6 @@
-"""Export random weights in the real shape of a model, and print time, memory and bytes as JSON: sd15|sdxl FOLDER.
+"""Export random weights in the real shape of a model, and print time, memory and bytes as JSON.
+
+Arguments: sd15|sd21|sdxl FOLDER [fp16|bf16].
 
 The checkpoint goes to FOLDER/checkpoint, a tensor at a time, the bundle to FOLDER/bundle. Weights are float16.
 """
@@ -17,6 +19,7 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
 from edgediffusion.export.families import FAMILIES
+from edgediffusion.export.options import DTYPES, Options
 from edgediffusion.export.sources.original.tokenizer import tokenizer_files
 from edgediffusion.export.weights import write_tensors
 from edgediffusion.export.write_bundle import export_bundle
@@ -62,6 +65,7 @@ UNET: dict[str, Any] = {
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
 }
+UNET_2 = UNET | {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True}
 UNET_XL = UNET | {
     "sample_size": 128,
     "block_out_channels": [320, 640, 1280],
@@ -75,10 +79,26 @@ UNET_XL = UNET | {
     "projection_class_embeddings_input_dim": 2816,
     "use_linear_projection": True,
 }
+CLIP_H = CLIP_L | {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "projection_dim": 512,
+    "hidden_act": "gelu",
+}
 VAES = {"vae_encoder": VAE, "vae_decoder": VAE}
 MODELS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "sd15": ("sd", {"text_encoder": CLIP_L, **VAES, "unet": UNET}),
+    "sd21": ("sd", {"text_encoder": CLIP_H, **VAES, "unet": UNET_2}),
     "sdxl": ("sdxl", {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, **VAES, "unet": UNET_XL}),
+}
+INDEX: dict[str, Any] = {  # for diffusers to open what `edgediffusion export --to-diffusers` makes of sd15 and sd21
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    **{name: [None, None] for name in ("feature_extractor", "image_encoder", "safety_checker")},
 }
 SCHEDULER = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}
 
@@ -105,7 +125,7 @@ def write_checkpoint(model: str, folder: Path) -> dict[str, int]:
     family, configs = MODELS[model]
     record = RUNTIME_FAMILIES[family]
     folder.mkdir(parents=True)
-    index: dict[str, Any] = {"_class_name": record.pipeline_classes[0], "scheduler": ["diffusers", "EulerDiscrete"]}
+    index = {"_class_name": record.pipeline_classes[0], "scheduler": ["diffusers", SCHEDULER["_class_name"]]} | INDEX
     counts = {}
     for component in record.components:
         if component.folder not in configs:
@@ -131,6 +151,7 @@ def write_checkpoint(model: str, folder: Path) -> dict[str, int]:
 
 if __name__ == "__main__":
     model, out = sys.argv[1], Path(sys.argv[2])
+    options = Options(dtype={"": DTYPES[sys.argv[3]]} if sys.argv[3:] else {})
     weights = write_checkpoint(model, out / "checkpoint")
     started, lines = time.monotonic(), list[str]()
 
@@ -139,7 +160,7 @@ if __name__ == "__main__":
         lines.append(f"{time.monotonic() - started:.1f} s: {line}")
         sys.stderr.write(f"{lines[-1]}\n")
 
-    manifest = export_bundle(out / "checkpoint", out / "bundle", report=report)
+    manifest = export_bundle(out / "checkpoint", out / "bundle", options, report=report)
     figures = {
         "model": model,
         "weights": weights,

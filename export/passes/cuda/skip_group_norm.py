@@ -30,7 +30,10 @@ def fuse_skip_group_norm(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _repeated(model: onnx.ModelProto, known: Mapping[str, Dims]) -> onnx.ModelProto:
-    """`model` with the inputs (1, width) of layers whose results are added to pictures repeated to (batch, width)."""
+    """`model` with the inputs (1, width) of layers whose results are added to pictures repeated to (batch, width).
+
+    As a column, which a Shape alone can widen: a shape (batch, 1) would have to be put together, on the CPU.
+    """
     graph = Rewriter(model)
     layers = {
         layer.output[0]: layer
@@ -39,16 +42,18 @@ def _repeated(model: onnx.ModelProto, known: Mapping[str, Dims]) -> onnx.ModelPr
     }
     if not layers:
         return model
-    batch, one, shape = (f"repeated/{name}" for name in ("batch", "one", "shape"))
-    new = [
-        helper.make_node("Shape", [model.graph.input[0].name], [batch], batch, start=0, end=1),
-        helper.make_node("Concat", [batch, one], [shape], shape, axis=0),
-    ]
+    batch, column = "repeated/batch", "repeated/column"
+    new = [helper.make_node("Shape", [model.graph.input[0].name], [batch], batch, start=0, end=1)]
     for value in dict.fromkeys(layer.input[0] for layer in layers.values()):
-        new.append(helper.make_node("Expand", [value, shape], [f"{value}/repeated"], f"{value}/repeated"))
+        upright, wide, repeated = (f"{value}/{step}" for step in ("upright", "wide", "repeated"))
+        new += [
+            helper.make_node("Reshape", [value, column], [upright], upright),
+            helper.make_node("Expand", [upright, batch], [wide], wide),
+            helper.make_node("Transpose", [wide], [repeated], repeated, perm=[1, 0]),
+        ]
     for layer in layers.values():
         layer.input[0] = f"{layer.input[0]}/repeated"
     graph.replace([], new)
     result = graph.result()
-    constant = numpy_helper.from_array(np.ones(1, np.int64), one)
+    constant = numpy_helper.from_array(np.array([-1, 1]), column)
     return rebuild(result, result.graph.node, [*result.graph.initializer, constant])
