@@ -108,3 +108,11 @@ def test_a_config_without_sizes() -> None:
     parts = {"vae_decoder": EditedPart(Path("vae"), {"_class_name": "AutoencoderKL"}, {}, ())}
     with pytest.raises(ExportError, match=r"vae/config\.json: 'block_out_channels' is missing; download it again"):
         static_sizes("sd", parts, STATIC)
+
+
+@pytest.mark.slow
+def test_in_float16_of_a_later_opset(checkpoint: Path, tmp_path: Path) -> None:
+    """With all that is made from such graphs, as the CUDA dialect."""
+    options = Options(static=STATIC, dtype={"": "float16"}, opset=23)
+    graphs = export_bundle(checkpoint, tmp_path / "bundle", options).graphs
+    assert all(record.dialects["cuda"].parity.error < 1e-2 for record in graphs.values())

@@ -34,7 +34,7 @@ def _fuse(graph: Rewriter, softmax: onnx.NodeProto) -> None:
     if query is None or key is None or value is None or scale is None or scale.size != 1:
         return
     shape = graph.constant(query.input[1])
-    if shape is None:
+    if shape is None or shape[2] < 1:  # -1 is for the Reshape to find out
         return
     inputs = [reshape.input[0] for reshape in (query, key, value)]
     new = fused("MultiHeadAttention", inputs, after[2].output, num_heads=int(shape[2]), scale=float(scale.item()))

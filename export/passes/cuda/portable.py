@@ -11,7 +11,6 @@ from onnx import inliner, parser
 from ..strip import strip
 from .rewriter import DOMAIN
 
-_HEADER = f'<domain: "{DOMAIN}", opset_import: ["" : 18]>\n'
 _NORM = """
     groups_ = Constant <value_int: int = @groups> ()
     start = Constant <value_ints: ints = [0]> ()
@@ -117,5 +116,7 @@ def to_portable(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in result.graph.node:
         if node.op_type == "SkipLayerNormalization" and len(node.input) == 5:
             node.op_type = "BiasSkipLayerNormalization"  # a function has no optional terms
-    result.functions.extend(parser.parse_function(_HEADER + text) for text in _FUNCTIONS)
+    (opset,) = (imported.version for imported in model.opset_import if not imported.domain)
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'  # a function of another opset is not inlined
+    result.functions.extend(parser.parse_function(header + text) for text in _FUNCTIONS)
     return strip(inliner.inline_local_functions(result))
