@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from edgediffusion.bench.report import installed_versions
 from edgediffusion.engines import ort, ort_cuda
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.doctor import examine
 from edgediffusion.runtime.golden import relative_errors
 from edgediffusion.runtime.pipeline import Pipeline
+
+from ..report import installed_versions
 
 CALLS, WARM_UP, INPUTS, STEPS = 60, 8, 10, 20
 PROMPT = "a red apple"
