@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tarfile
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from .errors import UsageError
+from .files import replacing
 from .store import PLAN, SIDECAR, DamagedEngine, Entry, Store, read_sidecar
 
 
@@ -23,16 +23,11 @@ def export_engines(entries: Iterable[Entry], path: Path) -> list[Entry]:
     if path.exists():
         raise UsageError(f"{path}: is there already; choose another name")
     written = list(entries)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with tarfile.open(partial, "w") as archive:
-            for entry in written:
-                entry.read()
-                for file in (entry.sidecar, entry.plan):
-                    archive.add(file, file.name)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, tarfile.open(partial, "w") as archive:
+        for entry in written:
+            entry.read()
+            for file in (entry.sidecar, entry.plan):
+                archive.add(file, file.name)
     return written
 
 

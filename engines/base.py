@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -54,11 +55,13 @@ class Engine(Protocol):
 class Building:
     """For backends whose engines are built: whether that may happen when one is lacking, which can take minutes.
 
-    `precision` is what the graph computes in.
+    `precision` is what the graph computes in. `sha256` are the digests of files that are known already: weights of
+    gigabytes need not be read for them once more.
     """
 
     allowed: bool = True
     precision: str = "float32"
+    sha256: Mapping[Path, str] = field(default_factory=dict)
 
 
 class HostEngine:
@@ -112,3 +115,15 @@ class HostEngine:
     def _refuse_bound(self, feeds: Mapping[str, Array]) -> None:
         if twice := feeds.keys() & self._constants.keys():
             raise GraphMismatch(f"{self._spec.name}: input {', '.join(sorted(twice))} is bound already; leave it out")
+
+
+def unsent(feeds: Mapping[str, Array], sent: dict[str, Array]) -> Iterator[tuple[str, Array]]:
+    """Those of `feeds` to be copied to a device, which `sent` then tells of: what lies there since the last call.
+
+    An array that nobody can write to, as `Engine.bind` makes them, is copied once.
+    """
+    for name, array in feeds.items():
+        final = array.base is None and not array.flags.writeable
+        if not (final and sent.get(name) is array):
+            yield name, array
+            sent[name] = array

@@ -18,6 +18,11 @@ from collections.abc import Iterable
 from typing import Any
 
 
+def one_line(message: object) -> str:
+    """A message of another library's, which may have several."""
+    return " ".join(str(message).split())
+
+
 class EdgeDiffusionError(Exception):
     """Base of every error that edgediffusion raises on purpose. It can be pickled, whatever its constructor takes."""
 

@@ -6,13 +6,14 @@ Field numbers are those of onnx.proto3, https://github.com/onnx/onnx/blob/main/o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 from .errors import BundleError
+from .files import sha256_of
 from .spec import GraphSpec, TensorSpec
 
 _DTYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
@@ -130,6 +131,12 @@ def read_onnx(path: Path) -> OnnxFile:
         if PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
             raise BundleError(f"{path}: weights in {name!r}, which is outside of its folder; do not use this file")
     return OnnxFile(opset, spec, tuple(sorted(data)), weights)
+
+
+def digests(path: Path, known: Mapping[Path, str]) -> list[str]:
+    """SHA-256 of the ONNX file and of each that its weights are in; those in `known` are not read."""
+    files = [path, *(path.parent / name for name in read_onnx(path).data)]
+    return [known.get(file) or sha256_of(file) for file in files]
 
 
 def _tensors(graph: Message, number: int) -> tuple[TensorSpec, ...]:

@@ -11,12 +11,12 @@ from pathlib import Path
 import onnxruntime
 
 from .base import Building, Engine, HostEngine
-from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, EngineError
+from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, EngineError, one_line
 from .ort_cuda import CPU, open_session
 from .ort_device import DeviceRun, on_device
 from .ort_tensorrt import PROVIDERS
 from .ort_tensorrt import open_session as open_provider
-from .spec import Array, GraphSpec, TensorSpec
+from .spec import Array, GraphSpec
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
@@ -27,7 +27,7 @@ def open_engine(
     """See `registry.open_engine`."""
     onnxruntime.set_default_logger_severity(4)
     if device in PROVIDERS:
-        opener = functools.partial(open_provider, device, precision=building.precision)
+        opener = functools.partial(open_provider, device, building=building)
         return on_device(lambda: _open(model, spec, opener, _on_cuda))
     if device != "cpu":
         try:
@@ -49,9 +49,9 @@ def _open(
     except EdgeDiffusionError:
         raise
     except Exception as error:
-        raise BundleError(f"{model}: ONNX Runtime cannot load it ({_one_line(error)}); export it again") from error
-    _check_names(model, "inputs", spec.inputs, [node.name for node in session.get_inputs()])
-    _check_names(model, "outputs", spec.outputs, [node.name for node in session.get_outputs()])
+        raise BundleError(f"{model}: ONNX Runtime cannot load it ({one_line(error)}); export it again") from error
+    inputs, outputs = ([node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs()))
+    spec.check_names(model, inputs, outputs)
     return HostEngine(spec, runner(session, spec))
 
 
@@ -92,19 +92,9 @@ def _threads() -> int:
     return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
-def _check_names(model: Path, kind: str, specs: tuple[TensorSpec, ...], names: list[str]) -> None:
-    wanted = sorted(spec.name for spec in specs)
-    if sorted(names) != wanted:
-        raise BundleError(f"{model}: {kind} {', '.join(sorted(names))}, expected {', '.join(wanted)}; export it again")
-
-
 def _run(session: onnxruntime.InferenceSession, spec: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
     names = [output.name for output in spec.outputs]
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as error:
-        raise EngineError(f"{spec.name}: ONNX Runtime failed ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise EngineError(f"{spec.name}: ONNX Runtime failed ({one_line(error)})") from error

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime
 
-from .errors import EngineError
+from .base import unsent
+from .errors import EngineError, one_line
 from .spec import Array, GraphSpec, TensorSpec
 
 # Sets of input shapes whose launches are captured: each keeps its inputs and outputs on the device, and its graph of
@@ -61,8 +62,7 @@ class DeviceRun:
 
     The first run of a set of shapes shows what the outputs are like. From the second on inputs are copied into buffers
     that stay where they are, so that the launches can be captured once and replayed, where the provider was told to;
-    outputs are copied into fresh arrays. An array that nobody can write to, as `Engine.bind` makes them, is copied
-    once.
+    outputs are copied into fresh arrays.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, spec: GraphSpec, device: str) -> None:
@@ -124,7 +124,7 @@ class DeviceRun:
 
 def failed(name: str, device: str, error: Exception) -> EngineError:
     """What to raise when `name` fails on `device`."""
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     if any(words in reason.lower() for words in ("allocate memory", "out of memory", "cuda failure 2:")):
         return EngineError(
             f"{name}: out of memory on {device}; take a smaller picture, fewer at once, or free what else is there "
@@ -134,11 +134,8 @@ def failed(name: str, device: str, error: Exception) -> EngineError:
 
 
 def _send(buffers: _Buffers, feeds: Mapping[str, Array]) -> None:
-    for name, array in feeds.items():
-        final = array.base is None and not array.flags.writeable
-        if not (final and buffers.sent.get(name) is array):
-            buffers.inputs[name].update_inplace(np.ascontiguousarray(array))
-            buffers.sent[name] = array
+    for name, array in unsent(feeds, buffers.sent):
+        buffers.inputs[name].update_inplace(np.ascontiguousarray(array))
 
 
 def _free(held: _Held) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from .digest import sha256_of
+from .base import Building
 from .errors import BackendUnavailable
-from .onnx_file import read_onnx
+from .onnx_file import digests
 from .ort_cuda import CHECKS, CPU, CUDA
 from .store import Store
 
@@ -48,7 +48,7 @@ PROVIDERS = {
 
 
 def open_session(
-    device: str, model: Path, options: onnxruntime.SessionOptions, precision: str
+    device: str, model: Path, options: onnxruntime.SessionOptions, building: Building
 ) -> onnxruntime.InferenceSession:
     """A session for `model` by the provider of this name.
 
@@ -64,9 +64,9 @@ def open_session(
         )
     for check in CHECKS:
         check()
-    cache = cache_of(device, model)
+    cache = cache_of(device, model, building.sha256)
     cache.mkdir(parents=True, exist_ok=True)
-    settings = {**provider.options, **(provider.half if precision == "float16" else {})}
+    settings = {**provider.options, **(provider.half if building.precision == "float16" else {})}
     settings |= dict.fromkeys(provider.caches, str(cache))
     providers = [(provider.name, settings), CUDA, CPU]
     session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
@@ -78,8 +78,7 @@ def open_session(
     return session
 
 
-def cache_of(device: str, model: Path) -> Path:
+def cache_of(device: str, model: Path, sha256: Mapping[Path, str]) -> Path:
     """A folder for engines of this graph over these weights, built by this ONNX Runtime, which names the GPU itself."""
-    parts = [model, *(model.parent / name for name in read_onnx(model).data)]
-    digest = "-".join(sha256_of(part)[:12] for part in parts)
+    digest = "-".join(found[:12] for found in digests(model, sha256))
     return Store.of_user().folder / "ort" / f"{model.parent.name}-{device}-{onnxruntime.__version__}-{digest}"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GraphMismatch
+from .errors import BundleError, GraphMismatch
 
 Array = NDArray[Any]
 
@@ -48,6 +49,13 @@ class GraphSpec:
         """The graph at one size: `sizes` are those of its free dimensions, such as batch, height and width."""
         inputs, outputs = (tuple(t.fixed(sizes) for t in tensors) for tensors in (self.inputs, self.outputs))
         return GraphSpec(self.name, inputs, outputs)
+
+    def check_names(self, model: Path, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+        """Raise `BundleError` unless those that a backend finds in the file `model` are this graph's."""
+        for kind, tensors, names in (("inputs", self.inputs, inputs), ("outputs", self.outputs, outputs)):
+            found, wanted = sorted(names), sorted(tensor.name for tensor in tensors)
+            if found != wanted:
+                raise BundleError(f"{model}: {kind} {', '.join(found)}, expected {', '.join(wanted)}; export it again")
 
     def check_feeds(self, feeds: Mapping[str, Array], *, partial: bool = False) -> None:
         """Raise `GraphMismatch` unless `feeds` has this graph's inputs in fitting dtypes and shapes.

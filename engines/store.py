@@ -17,9 +17,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from .errors import BackendUnavailable, EngineError
+from .files import PARTIAL, replacing
 from .recipe import Graph, Recipe, Target
 
-PLAN, SIDECAR, LOCK, PARTIAL = ".plan", ".json", ".lock", ".partial"
+PLAN, SIDECAR, LOCK = ".plan", ".json", ".lock"
 
 
 class NoEngine(BackendUnavailable):
@@ -183,25 +184,20 @@ class Store:
         entry = Entry(recipe, built, self._path(recipe, PLAN))
         self.folder.mkdir(parents=True, exist_ok=True)
         entry.sidecar.unlink(missing_ok=True)
-        self._write(entry.plan, plan)
+        _write(entry.plan, plan)
         record = {"recipe": recipe.to_record(), "plan": asdict(built)}
-        self._write(entry.sidecar, (json.dumps(record, indent=2) + "\n").encode())
+        _write(entry.sidecar, (json.dumps(record, indent=2) + "\n").encode())
         return entry
-
-    def _write(self, path: Path, content: bytes) -> None:
-        partial = path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}{PARTIAL}")
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
     def _path(self, recipe: Recipe, suffix: str) -> Path:
         return self.folder / f"{recipe.name}{suffix}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_sidecar(path: Path) -> Entry:
@@ -220,11 +216,11 @@ def read_sidecar(path: Path) -> Entry:
     return entry
 
 
-def find_engines(stores: Iterable[Store], source: Graph, here: Target) -> list[Entry]:
+def find_engines(stores: Iterable[Store], source: Graph, here: Target, remedy: str) -> list[Entry]:
     """The engines of this graph that this machine may load, those with fixed shapes first.
 
     Raises:
-        NoEngine: there is none; it says what differs in the nearest one.
+        NoEngine: there is none; it says what differs in the nearest one, and the `remedy`.
     """
     entries = [entry for store in stores for entry in store.entries()]
     lacks = [entry.recipe.differences(source, here) for entry in entries]
@@ -235,7 +231,7 @@ def find_engines(stores: Iterable[Store], source: Graph, here: Target) -> list[E
             for entry, lack in zip(entries, lacks, strict=True)
             if (entry.recipe.source.component, entry.recipe.target.backend) == (source.component, here.backend)
         ]
-        raise NoEngine(_why_none(source, here, related), "edgediffusion build BUNDLE")
+        raise NoEngine(_why_none(source, here, related), remedy)
     return sorted(fitting, key=lambda entry: not all(profile.is_static for profile in entry.recipe.profiles))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Building, Engine, HostEngine
+from .base import Building, Engine, HostEngine, unsent
 from .cuda import DeviceMemory, Launches, Staging, Stream
 from .errors import EngineError
 from .profile import Profile, sizes_of
@@ -42,7 +42,8 @@ def open_engine(
         NoEngine: none was built that fits this machine and graph, and none is to be; it says what differs and the
             command.
     """
-    return HostEngine(spec, PlanRun(load(backend), Job.of(model, spec, building.precision), allowed=building.allowed))
+    job = Job.of(model, spec, building.precision, building.sha256)
+    return HostEngine(spec, PlanRun(load(backend), job, allowed=building.allowed))
 
 
 class Scratch:
@@ -124,8 +125,7 @@ class _Bucket:
 class PlanRun:
     """Host arrays to host arrays. Plans are loaded when shapes of theirs come up, a sole one at once.
 
-    The launches of a set of shapes are captured in its second call, and replayed from then on. An array that nobody
-    can write to, as `Engine.bind` makes them, is copied once.
+    The launches of a set of shapes are captured in its second call, and replayed from then on.
     """
 
     def __init__(self, tensorrt: TensorRT, job: Job, *, allowed: bool) -> None:
@@ -151,7 +151,8 @@ class PlanRun:
         with _SCRATCH.turn:
             try:
                 bucket = self._kept.get(shapes) or self._allocate(feeds, shapes)
-                self._send(bucket, feeds)
+                for name, array in unsent(feeds, bucket.sent):
+                    bucket.inputs[name].send(array, self._stream)
                 self._launch(bucket)
                 for staging in bucket.outputs.values():
                     staging.fetch(self._stream)
@@ -224,13 +225,6 @@ class PlanRun:
         built = "; ".join(str(profile) for entry in self._entries for profile in entry.recipe.profiles)
         command = self._job.command(self._tensorrt.backend, " --shapes WIDTHxHEIGHT --batch N")
         return NoEngine(f"{self._spec.name}: no engine for {wanted}; there are: {built}", command)
-
-    def _send(self, bucket: _Bucket, feeds: Mapping[str, Array]) -> None:
-        for name, array in feeds.items():
-            final = array.base is None and not array.flags.writeable
-            if not (final and bucket.sent.get(name) is array):
-                bucket.inputs[name].send(array, self._stream)
-                bucket.sent[name] = array
 
     def _launch(self, bucket: _Bucket) -> None:
         memory = _SCRATCH.at_least(self._tensorrt.scratch_size(bucket.plan.engine))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BackendUnavailable, BundleError, EngineError, UsageError
+from .errors import BackendUnavailable, BundleError, EngineError, UsageError, one_line
+from .files import replacing
 from .onnx_scales import with_scales
 from .profile import Profile
 from .spec import GraphSpec
@@ -90,7 +91,8 @@ def build_plan(
     logger = make_logger(trt)
     builder = start(tensorrt, trt.Builder, logger)
     network, parser = _parse(tensorrt, builder, logger, model)  # the parser owns the weights
-    _check_interface(model, spec, network)
+    inputs = [network.get_input(i).name for i in range(network.num_inputs)]
+    spec.check_names(model, inputs, [network.get_output(i).name for i in range(network.num_outputs)])
     config = builder.create_builder_config()
     _fix_or_add_profiles(builder, config, network, spec, profiles)
     _configure(tensorrt, config, precision, options)
@@ -118,7 +120,7 @@ def make_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.ERROR:
-                self.errors.append(" ".join(message.split()))
+                self.errors.append(one_line(message))
 
     return Logger()
 
@@ -155,19 +157,6 @@ def _parse(tensorrt: TensorRT, builder: Any, logger: Any, model: Path) -> tuple[
         told = "; ".join(f"node {reason.node()}: {reason.desc()}" for reason in reasons) or "; ".join(logger.errors)
         raise BundleError(f"{model}: {tensorrt.version.label} cannot read it ({told}); export it again")
     return network, parser
-
-
-def _check_interface(model: Path, spec: GraphSpec, network: Any) -> None:
-    found = {
-        "inputs": [network.get_input(i).name for i in range(network.num_inputs)],
-        "outputs": [network.get_output(i).name for i in range(network.num_outputs)],
-    }
-    for kind, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
-        wanted = sorted(tensor.name for tensor in tensors)
-        if sorted(found[kind]) != wanted:
-            raise BundleError(
-                f"{model}: {kind} {', '.join(sorted(found[kind]))}, expected {', '.join(wanted)}; export it again"
-            )
 
 
 def _fix_or_add_profiles(builder: Any, config: Any, network: Any, spec: GraphSpec, profiles: Sequence[Profile]) -> None:
@@ -276,6 +265,5 @@ def _why_failed(name: str, errors: Sequence[str]) -> str:
 
 def _save(path: Path, content: memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(content)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import shutil
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from edgediffusion import __version__
 
 from .cuda import find_gpu
-from .digest import sha256_of
 from .errors import UsageError
-from .onnx_file import read_onnx
+from .onnx_file import digests, read_onnx
 from .profile import Profile
 from .recipe import STRIPPED, Graph, Recipe, Target
 from .spec import GraphSpec
-from .store import Entry, NoEngine, Store, find_engines
+from .store import Entry, Store, find_engines
 from .tensorrt_build import BuildOptions, Report, build_plan
 from .tensorrt_versions import TensorRT
 
@@ -39,14 +39,14 @@ class Job:
     precision: str
 
     @classmethod
-    def of(cls, model: Path, spec: GraphSpec, precision: str) -> Job:
-        """Digests the file `model` and its weights."""
-        digests = [sha256_of(model.parent / name) for name in read_onnx(model).data]
+    def of(cls, model: Path, spec: GraphSpec, precision: str, sha256: Mapping[Path, str] = MappingProxyType({})) -> Job:
+        """Digests the file `model` and its weights, but for those in `sha256`."""
+        graph, *weights = digests(model, sha256)
         source = Graph(
             component=model.parent.name,
             variant=model.stem.removeprefix("model").removeprefix("."),
-            graph=sha256_of(model),
-            weights=" ".join(digests),
+            graph=graph,
+            weights=" ".join(weights),
         )
         return cls(model, spec, source, precision)
 
@@ -92,10 +92,7 @@ def find(tensorrt: TensorRT, job: Job) -> list[Entry]:
     Raises:
         NoEngine: there is none; it says what differs in the nearest one, and the command.
     """
-    try:
-        return find_engines(job.stores, job.source, here(tensorrt))
-    except NoEngine as error:
-        raise NoEngine(error.reason, job.command(tensorrt.backend)) from None
+    return find_engines(job.stores, job.source, here(tensorrt), job.command(tensorrt.backend))
 
 
 def recipe_of(tensorrt: TensorRT, job: Job, profiles: Sequence[Profile], options: BuildOptions) -> Recipe:

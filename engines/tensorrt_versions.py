@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from .errors import BackendUnavailable
+from .errors import BackendUnavailable, one_line
 
 _EVERYWHERE = frozenset({"workspace", "refit"})
 # TensorRT-RTX times no kernels: it chooses them when it runs.
@@ -30,11 +30,11 @@ class Version:
     """
 
     label: str
-    strongly_typed: bool
-    has_progress: bool
-    reads_axes: bool
-    user_managed: bool
     options: frozenset[str]
+    strongly_typed: bool = True
+    has_progress: bool = True
+    reads_axes: bool = True
+    user_managed: bool = True
     compute_capabilities: str = ""
     needs_gpu: bool = True
 
@@ -42,34 +42,16 @@ class Version:
 VERSIONS: dict[tuple[str, int], Version] = {
     ("tensorrt", 8): Version(
         label="TensorRT 8.6",
+        options=_ON_A_GPU,
         strongly_typed=False,
         has_progress=False,
         reads_axes=False,
         user_managed=False,
-        options=_ON_A_GPU,
     ),
-    ("tensorrt", 10): Version(
-        label="TensorRT 10",
-        strongly_typed=True,
-        has_progress=True,
-        reads_axes=True,
-        user_managed=True,
-        options=_ON_A_GPU | {"weight_stripped"},
-    ),
-    ("tensorrt", 11): Version(
-        label="TensorRT 11",
-        strongly_typed=True,
-        has_progress=True,
-        reads_axes=True,
-        user_managed=True,
-        options=_ON_A_GPU | {"weight_stripped"},
-    ),
+    ("tensorrt", 10): Version(label="TensorRT 10", options=_ON_A_GPU | {"weight_stripped"}),
+    ("tensorrt", 11): Version(label="TensorRT 11", options=_ON_A_GPU | {"weight_stripped"}),
     ("tensorrt_rtx", 1): Version(
         label="TensorRT-RTX",
-        strongly_typed=True,
-        has_progress=True,
-        reads_axes=True,
-        user_managed=True,
         options=_EVERYWHERE | {"weight_stripped", "compute_capability"},
         compute_capabilities="8.0+",
         needs_gpu=False,
@@ -132,8 +114,7 @@ def load(backend: str) -> TensorRT:
     try:
         module: ModuleType = importlib.import_module(backend)
     except (ImportError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise BackendUnavailable(f"{backend} cannot be imported ({reason})", extra) from error
+        raise BackendUnavailable(f"{backend} cannot be imported ({one_line(error)})", extra) from error
     version = VERSIONS.get((backend, int(module.__version__.split(".")[0])))
     if version is None:
         known = ", ".join(known.label for (name, _), known in VERSIONS.items() if name == backend)

@@ -12,7 +12,7 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
 
-from edgediffusion.engines.errors import BundleError, ExportError
+from edgediffusion.engines.errors import BundleError, ExportError, one_line
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.families import Component
@@ -121,7 +121,7 @@ def load_network(part: Part, network: Network) -> tuple[nn.Module, dict[str, Wei
             module = network.module(config).eval()
             network.spec(config)
     except Exception as error:  # each library has its own for a config that makes no sense
-        reason = " ".join(repr(error).split())
+        reason = one_line(repr(error))
         raise ExportError(f"{part.where / 'config.json'}: describes no network of this kind ({reason})") from error
     shapes = {key: tuple(weight.shape) for key, weight in module.state_dict().items()}
     stored = select(part, shapes, network.renames, network.skip)

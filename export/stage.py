@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgediffusion.engines.digest import sha256_of
+from edgediffusion.engines.files import sha256_of
 from edgediffusion.engines.spec import Array
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.golden import GOLDEN

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edgediffusion.engines.digest import sha256_of
 from edgediffusion.engines.errors import ExportError, UsageError
+from edgediffusion.engines.files import sha256_of
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
 

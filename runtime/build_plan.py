@@ -84,14 +84,9 @@ def _batch(name: str, manifest: Manifest, family: Family, wanted: Wanted) -> Ran
         return 2, 2, 2
     if name.startswith("vae"):
         return 1, 1, 1
-    least, most = (_branches(manifest, family) * pictures for pictures in wanted.batch)
+    branches = 1 if manifest.takes_guidance_scale else family.branches
+    least, most = (branches * pictures for pictures in wanted.batch)
     return least, least, most
-
-
-def _branches(manifest: Manifest, family: Family) -> int:
-    if any(tensor.name == "timestep_cond" for tensor in manifest.graphs["unet"].spec.inputs):
-        return 1
-    return 3 if "pix2pix" in family.pipelines else 2
 
 
 def _scaled(pixels: Range, step: int) -> Range:

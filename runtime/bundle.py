@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgediffusion.engines.base import Building, Engine
-from edgediffusion.engines.digest import sha256_of
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
+from edgediffusion.engines.files import sha256_of
 from edgediffusion.engines.registry import open_engine
 
 from .families import FAMILIES, Family
@@ -139,13 +139,18 @@ class Bundle:
 
     def _open_engine(self, graph: Variant, dtype: str) -> Engine:
         dialects = {device: self.path / dialect.model for device, dialect in graph.dialects.items()}
+        records = self.manifest.files.items()
         engine = open_engine(
             self.path / graph.model,
             graph.spec,
             backend=self._backend,
             device=self._device,
             dialects=dialects,
-            building=Building(allowed=self._build, precision=dtype),
+            building=Building(
+                allowed=self._build,
+                precision=dtype,
+                sha256={self.path / file: record.sha256 for file, record in records if record.sha256},
+            ),
         )
         return adapt(engine)
 

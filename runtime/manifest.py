@@ -126,6 +126,11 @@ class Manifest:
             found |= {(name, variant): graph for variant, graph in record.variants.items()}
         return found
 
+    @property
+    def takes_guidance_scale(self) -> bool:
+        """Whether the scale is an input of the UNet: then it was distilled with guidance, and has one branch."""
+        return any(tensor.name == "timestep_cond" for tensor in self.graphs["unet"].spec.inputs)
+
     def to_json(self) -> str:
         """The text of the file. A number that is not known is null: JSON has no NaN."""
         record = dataclasses.asdict(self, dict_factory=lambda pairs: {k: None if v != v else v for k, v in pairs})

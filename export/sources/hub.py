@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from edgediffusion.engines.errors import BackendUnavailable, ExportError
+from edgediffusion.engines.errors import BackendUnavailable, ExportError, one_line
 
 from .base import MODEL_INDEX
 from .folder import SETTINGS, STEMS
@@ -31,7 +31,7 @@ def download(repository: str, revision: str | None) -> Path:
         names = HfApi().list_repo_files(repository, revision=revision)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted(names)))
     except HfHubHTTPError as error:
-        reason = " ".join(str(error.server_message or error).split())
+        reason = one_line(error.server_message or error)
         raise ExportError(
             f"{repository}: the hub refuses it ({type(error).__name__}: {reason}); "
             "check its name and revision, or accept its licence there and run: hf auth login"

@@ -27,10 +27,8 @@ class Start:
 
 def guide(run: Run) -> Guidance:
     """Classifier-free guidance, unless the UNet takes the scale as an input: then it was distilled with guidance."""
-    unet = run.pipeline.bundle.manifest.graphs["unet"]
-    if any(spec.name == "timestep_cond" for spec in unet.spec.inputs):
-        return NO_GUIDANCE
-    return classifier_free(run.guidance_scale)
+    distilled = run.pipeline.bundle.manifest.takes_guidance_scale
+    return NO_GUIDANCE if distilled else classifier_free(run.guidance_scale)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from edgediffusion.engines.store import DamagedEngine, Entry, NoEngine, Store, f
 from .conftest import HERE, RECIPE, SOURCE
 
 PLAN = b"a plan" * 100
+REMEDY = "edgediffusion build BUNDLE"
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def add(store: Store, recipe: Recipe = RECIPE) -> Entry:
 def test_what_was_built_is_found_again(store: Store) -> None:
     entry = add(store)
     assert store.get_or_build(RECIPE, must_not_build, by="") == entry
-    assert find_engines([store], SOURCE, HERE) == [entry]
+    assert find_engines([store], SOURCE, HERE, REMEDY) == [entry]
     assert list(store.entries()) == [entry]
     assert entry.read() == PLAN
 
@@ -55,15 +56,15 @@ def test_engines_with_fixed_shapes_come_first(store: Store) -> None:
     dynamic = add(store)
     (profile,) = RECIPE.profiles
     static = add(store, replace(RECIPE, profiles=(type(profile).of({"batch": 2}),)))
-    assert find_engines([store], SOURCE, HERE) == [static, dynamic]
+    assert find_engines([store], SOURCE, HERE, REMEDY) == [static, dynamic]
 
 
 def test_no_engine_at_all(store: Store) -> None:
     with pytest.raises(NoEngine, match=r"^no tensorrt engine of unet; edgediffusion build BUNDLE$"):
-        find_engines([store], SOURCE, HERE)
+        find_engines([store], SOURCE, HERE, REMEDY)
     add(store)
     with pytest.raises(NoEngine, match=r"^no tensorrt engine of vae_decoder; edgediffusion build BUNDLE$"):
-        find_engines([store], replace(SOURCE, component="vae_decoder"), HERE)
+        find_engines([store], replace(SOURCE, component="vae_decoder"), HERE, REMEDY)
 
 
 def test_an_engine_of_another_machine_is_refused_with_what_differs(store: Store) -> None:
@@ -71,7 +72,7 @@ def test_an_engine_of_another_machine_is_refused_with_what_differs(store: Store)
     add(store, replace(RECIPE, target=replace(HERE, gpu="NVIDIA A100", compute_capability="8.0")))
     message = "that fits: the nearest is for GPU NVIDIA A100, here NVIDIA H100; compute capability 8.0, here 9.0; edge"
     with pytest.raises(NoEngine, match=message):
-        find_engines([store], SOURCE, HERE)
+        find_engines([store], SOURCE, HERE, REMEDY)
 
 
 def damage_plan(entry: Entry) -> None:

@@ -51,6 +51,14 @@ def build(model: Path, *profiles: Profile, **options: Any) -> None:
     ensure(load("tensorrt"), job, profiles or [Profile.of({"batch": 3})], BuildOptions(**options), job.stores[-1])
 
 
+def test_digests_that_are_known_are_not_taken_again(model: Path) -> None:
+    taken = Job.of(model, SPEC, "float32").source
+    weights = model.with_name("tiny.bin")
+    told = Job.of(model, SPEC, "float32", {weights: "known"}).source
+    assert (told.graph, told.weights) == (taken.graph, "known")
+    assert taken.weights not in ("", "known")
+
+
 def open_built(model: Path) -> Engine:
     return open_engine(model, SPEC, backend="tensorrt", building=Building(allowed=False))
 

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from edgediffusion.runtime.families import FAMILIES
 from edgediffusion.runtime.guidance import NO_GUIDANCE, classifier_free, instruct
+from edgediffusion.runtime.pipelines import PIPELINES
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(1.5, 6.5), (3.0, 11.0)])
@@ -46,3 +51,10 @@ def test_from_nothing_through_the_picture_to_the_prompt() -> None:
 @pytest.mark.parametrize(("scale", "image_scale"), [(1.0, 1.5), (7.5, 0.9)])
 def test_pix2pix_without_guidance(scale: float, image_scale: float) -> None:
     assert instruct(scale, image_scale) is NO_GUIDANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_family_says_how_many_branches_its_pipelines_have(family: Any) -> None:
+    pipeline = SimpleNamespace(bundle=SimpleNamespace(manifest=SimpleNamespace(takes_guidance_scale=False)))
+    run: Any = SimpleNamespace(guidance_scale=7.5, image_guidance_scale=1.5, pipeline=pipeline)
+    assert {PIPELINES[name].guidance(run).branches for name in family.pipelines} == {family.branches}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from .rewriter import Rewriter, fused
+from .rewriter import Rewriter, fused, rewritten
 
 WIDTHS = (1280, 2560, 5120)  # of a half, for which there are kernels
 GELU = ("Div", "Erf", "Add", "Mul", "Mul", "Mul")
@@ -12,10 +12,7 @@ GELU = ("Div", "Erf", "Add", "Mul", "Mul", "Mul")
 
 def fuse_bias_split_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fuse left * gelu(right) of the halves of (x + bias), where a half is as wide as one of `WIDTHS`."""
-    graph = Rewriter(model)
-    for split in graph.of_type("Split"):
-        _fuse(graph, split)
-    return graph.result()
+    return rewritten(model, "Split", _fuse)
 
 
 def _fuse(graph: Rewriter, split: onnx.NodeProto) -> None:

@@ -6,7 +6,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..graph import attribute
-from .rewriter import TO_FIRST, TO_LAST, Rewriter, fused, transpose
+from .rewriter import TO_FIRST, TO_LAST, Rewriter, fused, rewritten, transpose
 
 RANK = 4  # the kernel takes pictures only,
 CHANNELS_PER_THREAD = 2  # and groups that two channels a thread fill
@@ -18,10 +18,7 @@ def fuse_group_norm(model: onnx.ModelProto) -> onnx.ModelProto:
     The kernel knows pictures whose channels are last only, so one is transposed before and after it, which is what
     `to_channels_last` takes out again. It wants weight and bias in float32.
     """
-    graph = Rewriter(model)
-    for norm in graph.of_type("InstanceNormalization"):
-        _fuse(graph, norm)
-    return graph.result()
+    return rewritten(model, "InstanceNormalization", _fuse)
 
 
 def _fuse(graph: Rewriter, norm: onnx.NodeProto) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from .rewriter import Rewriter, fused, permutation
+from .rewriter import Rewriter, fused, permutation, rewritten
 
 HEADS_FIRST, KEYS_LAST = [0, 2, 1, 3], [0, 2, 3, 1]
 
@@ -15,10 +15,7 @@ def fuse_multi_head_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     (batch, tokens, heads, size) is transposed for the product and back after it; the fused kernel reads it as it is. A
     head may have any size: kernels are chosen when the graph runs. Attention with a mask is left alone.
     """
-    graph = Rewriter(model)
-    for softmax in graph.of_type("Softmax"):
-        _fuse(graph, softmax)
-    return graph.result()
+    return rewritten(model, "Softmax", _fuse)
 
 
 def _fuse(graph: Rewriter, softmax: onnx.NodeProto) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -102,6 +102,16 @@ class Rewriter:
         for node in self.nodes:
             for value in {*node.input} - {""}:  # an optional input that is left out has no name
                 self._readers[value].append(node)
+
+
+def rewritten(
+    model: onnx.ModelProto, op_type: str, rewrite: Callable[[Rewriter, onnx.NodeProto], None]
+) -> onnx.ModelProto:
+    """`model` after `rewrite` has seen each of its nodes of this type."""
+    graph = Rewriter(model)
+    for node in graph.of_type(op_type):
+        rewrite(graph, node)
+    return graph.result()
 
 
 def fused(op_type: str, inputs: Iterable[str], results: Iterable[str], **attributes: Any) -> onnx.NodeProto:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import onnx
 
 from ..graph import attribute
-from .rewriter import Rewriter, fused
+from .rewriter import Rewriter, fused, rewritten
 
 
 def fuse_skip_layer_norm(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fuse norm(x + bias + skip) where the bias of the linear layer before comes with it, else norm(x + skip)."""
-    graph = Rewriter(model)
-    for norm in graph.of_type("LayerNormalization"):
-        _fuse(graph, norm)
-    return graph.result()
+    return rewritten(model, "LayerNormalization", _fuse)
 
 
 def _fuse(graph: Rewriter, norm: onnx.NodeProto) -> None:
