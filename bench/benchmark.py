@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from edgediffusion.runtime.cli import Parser
+from edgediffusion.runtime.arguments import Parser
 from edgediffusion.runtime.manifest import Manifest
 from edgediffusion.runtime.pipeline import BUILTIN
 

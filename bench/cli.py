@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgediffusion.runtime.cli import Command, Parser
+from edgediffusion.runtime.arguments import Parser
+from edgediffusion.runtime.cli import Command
 
 from .cold_start import cold_start
 from .footprint import footprint

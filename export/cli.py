@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from edgediffusion.engines.errors import BackendUnavailable
-from edgediffusion.runtime.cli import AGAINST, Parser, report_checks, verify_parser
+from edgediffusion.runtime.arguments import Parser
+from edgediffusion.runtime.cli import AGAINST, report_checks, verify_parser
 from edgediffusion.runtime.manifest import Static
 from edgediffusion.runtime.pipeline import BUILTIN
 

@@ -26,9 +26,9 @@ from edgediffusion.engines.tensorrt_build import BuildOptions, Report
 from edgediffusion.engines.tensorrt_store import BUNDLE_STORE, Job, ensure, here, memory_needed
 from edgediffusion.engines.tensorrt_versions import TensorRT, load
 
+from .arguments import Parser
 from .build_plan import Wanted, parts_of
 from .bundle import Bundle
-from .cli import Parser
 from .doctor import free_memory
 from .latents import LatentSpace
 from .tables import show_engines

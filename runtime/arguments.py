@@ -1,0 +1,49 @@
+"""The arguments that commands have in common: how they are read, and what is said of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+from edgediffusion.engines.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads the arguments of one command. What it cannot use is a `UsageError`, as everywhere else."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"edgediffusion {command}".rstrip(), description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `main` prints as one line."""
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def add_backend(parser: Parser) -> None:
+    """Which backend runs the engines, where, and whether it may build them."""
+    add = parser.add_argument
+    add("--backend", default="ort", metavar="NAME", help="default: %(default)s")
+    providers = "for ort: cpu, cuda, tensorrt, nv_tensorrt_rtx; default: %(default)s"
+    add("--device", "--provider", default="auto", metavar="NAME", help=providers)
+    add("--no-build", dest="build", action="store_false", help="fail where an engine is lacking that could be built")
+
+
+def opening(options: argparse.Namespace) -> dict[str, Any]:
+    """The bundle and what `add_backend` has read, as `Bundle.open` and `Pipeline.load` take them."""
+    return {name: getattr(options, name) for name in ("bundle", "backend", "device", "build")}
+
+
+def utf8(text: str) -> str:
+    """For `type`: what can be written to a file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
+    return text
+
+
+def print_line(line: str) -> None:
+    """Write what a command answers, at once: for pipes."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

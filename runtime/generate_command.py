@@ -1,0 +1,117 @@
+"""The command `generate`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import Parser, add_backend, opening, print_line, utf8
+
+if TYPE_CHECKING:
+    from .loop import Step
+    from .run import Run
+
+
+def generate(arguments: Sequence[str]) -> int:
+    """See `cli.generate`."""
+    options = _options(arguments)
+
+    from .output import Output, default_path
+
+    path = default_path(options.prompt) if options.output is None else options.output
+    output = Output(path, several=options.num_images > 1, force=options.force)
+
+    from .images import open_image
+    from .pipeline import Pipeline
+    from .settings import Settings
+
+    settings: Any = {name: value for name, value in vars(options).items() if name in Settings.__annotations__}
+    settings |= {name: open_image(path) for name in ("image", "mask") if (path := settings[name]) is not None}
+    settings["control_images"] = [open_image(path) for path in options.control_image]
+    settings["width"], settings["height"] = options.size
+    with Pipeline.load(**opening(options)) as pipeline:
+        run = pipeline.steps(options.prompt, options.negative_prompt, **settings)
+        for step in _with_progress(run):
+            latents = step.latents
+        for picture in run.images(latents):
+            print_line(str(output.write(picture)))
+    return 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("generate", "Draw pictures of a prompt, and print the names of their files.")
+    add = parser.add_argument
+    add("prompt", type=utf8, help="what to draw")
+    add("-o", "--output", type=Path, metavar="FILE", help="the PNG to write; named after the prompt when left out")
+    add("--force", action="store_true", help="overwrite FILE; else the next free number is added to its name")
+    add("--negative-prompt", type=utf8, default="", metavar="TEXT", help="what not to draw")
+    add("--prompt-2", type=utf8, metavar="TEXT", help="for SDXL's second text encoder; default: the prompt")
+    add("--negative-prompt-2", type=utf8, metavar="TEXT", help="for the same; default: the negative prompt")
+    add("--num-inference-steps", type=int, metavar="N", help="default: what suits the model")
+    add("--scheduler", metavar="NAME", help="see: edgediffusion schedulers; default: the model's own")
+    add(
+        "--sigmas",
+        type=_sigmas,
+        metavar="NAME",
+        help="a sigma schedule, or numbers between commas; default: the model's",
+    )
+    add("--guidance-scale", type=float, metavar="X", help="default: what suits the model; 1 is no guidance")
+    add("--seed", type=int, metavar="N", help="default: a random one; the picture remembers it")
+    add("--noise", default="numpy", metavar="NAME", help="numpy, torch-cpu or torch-cuda; default: %(default)s")
+    add(
+        "--size", type=_size, default=(None, None), metavar="WxH", help="in pixels; default: what the model is made for"
+    )
+    add("--init-image", type=Path, dest="image", metavar="FILE", help="a picture to start from, resized to --size")
+    add("--strength", type=float, metavar="X", help="how much of it may change, 0 to 1; default: what suits the model")
+    add("--mask", type=Path, metavar="FILE", help="with a model that inpaints: what is light in it is drawn anew")
+    add(
+        "--control-image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="for a ControlNet of the model; once for each",
+    )
+    add(
+        "--controlnet-conditioning-scale",
+        type=float,
+        action="append",
+        metavar="X",
+        help="how much it has to say; once for each, default: 1",
+    )
+    add("--image-guidance-scale", type=float, metavar="X", help="how closely instruct-pix2pix keeps to the picture")
+    add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
+    add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
+    add_backend(parser)
+    return parser.parse_args(arguments)
+
+
+def _with_progress(run: Run) -> Iterable[Step]:
+    if not sys.stderr.isatty():
+        return run
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(run, "denoising", len(run), console=Console(stderr=True), transient=True)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted WIDTHxHEIGHT, such as 512x512")
+    return int(match[1]), int(match[2])
+
+
+def _sigmas(text: str) -> str | tuple[float, ...]:
+    if not text[:1].isdigit():
+        return text
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, wanted a name or numbers between commas, such as 14.6,2.5,0.4"
+        ) from None
