@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 from torch import nn
 
 from edgediffusion.engines.errors import ExportError
@@ -14,14 +16,15 @@ from edgediffusion.runtime.golden import Check, Golden, check, tiled
 from .component import load_network
 from .families import FAMILIES, Network, Sample, Seen, Variant
 from .options import Options
+from .precision import TOLERANCES
 from .sources import Config, gather
-from .verify import references
+from .verify import TOLERANCE, references
 
 
 def checks_against(bundle: Bundle, source: str, options: Options) -> Iterator[Check]:
     """Each graph of `bundle` as it runs here beside torch's network, in float32, of the checkpoint `source`.
 
-    The inputs are those of an export, the tolerances the bundle's.
+    The inputs are those of an export, the tolerances the bundle's, or an export's where another tool wrote the folder.
 
     Raises:
         ExportError: `source` is of another family or lacks a component, or see `sources.gather`.
@@ -50,7 +53,10 @@ def checks_against(bundle: Bundle, source: str, options: Options) -> Iterator[Ch
         del module  # the engines need the memory
         seen[name] = [sample.outputs for sample in samples[None]]
         for variant in samples:
-            yield check(bundle, name, variant, samples[variant])
+            checked = check(bundle, name, variant, samples[variant])
+            if np.isnan(checked.tolerance):
+                checked = replace(checked, tolerance=TOLERANCES.get(bundle.manifest.graphs[name].dtype, TOLERANCE))
+            yield checked
 
 
 def _run_torch(

@@ -47,11 +47,11 @@ def in_child(what: str, function: Callable[[], object]) -> int | None:
     except EOFError:
         child.join()
         code = child.exitcode or 0
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        raise ExportError(
-            f"{what}: its process {how}, most likely for lack of memory; free some, and export again "
-            "(with --resume, what is done is kept)"
-        ) from None
+        if code < 0:
+            how = f"was killed by signal {-code}, most likely for lack of memory; free some, and export again"
+        else:
+            how = f'ended with status {code}; a script that exports has to do so under `if __name__ == "__main__":`'
+        raise ExportError(f"{what}: its process {how} (with --resume, what is done is kept)") from None
     finally:
         child.kill()
         child.join()

@@ -4,9 +4,12 @@ PYTHON is the interpreter of an environment with optimum-onnx, see CONTRIBUTING.
 it: in one process, with its validation. `export_random.py` prints the same of ours.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
+
+from edgediffusion.runtime.doctor import examine
 
 from ..processes import execute
 
@@ -18,5 +21,6 @@ if __name__ == "__main__":
         "seconds": execution.seconds,
         "peak_bytes": execution.peak_bytes,
         "bytes": sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file()),
+        "environment": dataclasses.asdict(examine()),
     }
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")

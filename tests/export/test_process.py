@@ -46,6 +46,14 @@ def test_a_child_that_is_killed() -> None:
         in_child("unet", functools.partial(signal.raise_signal, signal.SIGKILL))
 
 
+def test_a_script_that_every_child_would_run_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from edgediffusion.export.process import in_child\nin_child('unet', print)\n")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "ExportError: unet: its process ended with status 1; a script that exports has to do so under" in ran.stderr
+
+
 def test_a_child_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     in_child("nothing", functools.partial(exec, "import os; assert not os.environ['CUDA_VISIBLE_DEVICES']"))
