@@ -118,7 +118,9 @@ def generate(arguments: Sequence[str]) -> int:
 def inspect(arguments: Sequence[str]) -> int:
     """Say how a picture was made, or what a bundle holds."""
     parser = Parser("inspect", inspect.__doc__ or "")
-    parser.add_argument("path", type=Path, metavar="FILE_OR_BUNDLE", help="a PNG, or the folder of a bundle")
+    parser.add_argument(
+        "path", type=Path, metavar="FILE_OR_BUNDLE", help="a PNG, JPEG or WebP, or the folder of a bundle"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(arguments)
 

@@ -13,6 +13,7 @@ from .arguments import Parser, add_backend, opening, print_line, utf8
 
 if TYPE_CHECKING:
     from .loop import Step
+    from .metadata import Parameters
     from .run import Run
 
 
@@ -20,21 +21,22 @@ def generate(arguments: Sequence[str]) -> int:
     """See `cli.generate`."""
     options = _options(arguments)
 
+    from .metadata import read_parameters
     from .output import Output, default_path
 
-    path = default_path(options.prompt) if options.output is None else options.output
+    repeated = None if options.source is None else read_parameters(options.source)
+    settings = _settings(options, repeated)
+
+    path = default_path(settings["prompt"]) if options.output is None else options.output
     output = Output(path, several=options.num_images > 1, force=options.force)
 
-    from .images import open_image
     from .pipeline import Pipeline
-    from .settings import Settings
+    from .repeat import warn_of_another_model
 
-    settings: Any = {name: value for name, value in vars(options).items() if name in Settings.__annotations__}
-    settings |= {name: open_image(path) for name in ("image", "mask") if (path := settings[name]) is not None}
-    settings["control_images"] = [open_image(path) for path in options.control_image]
-    settings["width"], settings["height"] = options.size
     with Pipeline.load(**opening(options)) as pipeline:
-        run = pipeline.steps(options.prompt, options.negative_prompt, **settings)
+        if repeated is not None:
+            warn_of_another_model(options.source, repeated, pipeline.bundle.manifest)
+        run = pipeline.steps(**settings)
         for step in _with_progress(run):
             latents = step.latents
         for picture in run.images(latents):
@@ -42,13 +44,34 @@ def generate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _settings(options: argparse.Namespace, repeated: Parameters | None) -> dict[str, Any]:
+    """What the pipeline is told: the options, and under them what made the picture of --from."""
+    from .images import open_image
+    from .settings import Settings
+
+    names = {"prompt", "negative_prompt", *Settings.__annotations__}
+    told = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    told |= {name: open_image(told[name]) for name in ("image", "mask") if name in told}
+    if options.control_image:
+        told["control_images"] = [open_image(path) for path in options.control_image]
+    if options.size is not None:
+        told["width"], told["height"] = options.size
+    if repeated is None:
+        return told
+
+    from .repeat import repeat
+
+    return repeat(options.source, repeated, told.keys()) | told
+
+
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("generate", "Draw pictures of a prompt, and print the names of their files.")
     add = parser.add_argument
-    add("prompt", type=utf8, help="what to draw")
-    add("-o", "--output", type=Path, metavar="FILE", help="the PNG to write; named after the prompt when left out")
+    add("prompt", nargs="?", type=utf8, help="what to draw")
+    add("-o", "--output", type=Path, metavar="FILE", help="a .png, .jpg or .webp; named after the prompt when left out")
     add("--force", action="store_true", help="overwrite FILE; else the next free number is added to its name")
-    add("--negative-prompt", type=utf8, default="", metavar="TEXT", help="what not to draw")
+    add("--from", type=Path, dest="source", metavar="PICTURE", help="repeat what made it, but for what is told beside")
+    add("--negative-prompt", type=utf8, metavar="TEXT", help="what not to draw")
     add("--prompt-2", type=utf8, metavar="TEXT", help="for SDXL's second text encoder; default: the prompt")
     add("--negative-prompt-2", type=utf8, metavar="TEXT", help="for the same; default: the negative prompt")
     add("--num-inference-steps", type=int, metavar="N", help="default: what suits the model")
@@ -61,10 +84,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--guidance-scale", type=float, metavar="X", help="default: what suits the model; 1 is no guidance")
     add("--seed", type=int, metavar="N", help="default: a random one; the picture remembers it")
-    add("--noise", default="numpy", metavar="NAME", help="numpy, torch-cpu or torch-cuda; default: %(default)s")
-    add(
-        "--size", type=_size, default=(None, None), metavar="WxH", help="in pixels; default: what the model is made for"
-    )
+    add("--noise", metavar="NAME", help="numpy, torch-cpu or torch-cuda; default: numpy")
+    add("--size", type=_size, metavar="WxH", help="in pixels; default: what the model is made for")
     add("--init-image", type=Path, dest="image", metavar="FILE", help="a picture to start from, resized to --size")
     add("--strength", type=float, metavar="X", help="how much of it may change, 0 to 1; default: what suits the model")
     add("--mask", type=Path, metavar="FILE", help="with a model that inpaints: what is light in it is drawn anew")
@@ -87,7 +108,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
     add_backend(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.prompt is None and options.source is None:
+        parser.error("the following arguments are required: prompt")
+    return options
 
 
 def _with_progress(run: Run) -> Iterable[Step]:

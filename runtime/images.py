@@ -1,4 +1,4 @@
-"""Pictures: from the VAE's numbers to PIL, and to a PNG that says how it was made."""
+"""Pictures: from the VAE's numbers to PIL, and to a file that says how it was made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgediffusion.engines.errors import UsageError
 
 from .arrays import F32
-from .metadata import Parameters, png_info
+from .metadata import Parameters, save
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,12 +80,10 @@ class GeneratedImage:
     parameters: Parameters
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG with the parameters in it.
+        """Write a file with the parameters in it: .png, .jpg or .webp.
 
         Raises:
-            UsageError: the name does not end in .png; other formats carry no parameters.
+            UsageError: the name ends otherwise, or the format cannot hold the picture.
             OSError: it cannot be written.
         """
-        if Path(path).suffix.lower() != ".png":
-            raise UsageError(f"{path}: pictures are saved as .png; for another format use .image.save({str(path)!r})")
-        self.image.save(path, pnginfo=png_info(self.parameters))
+        save(self.image, Path(path), self.parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -125,6 +126,13 @@ class Manifest:
             found[name, None] = record
             found |= {(name, variant): graph for variant, graph in record.variants.items()}
         return found
+
+    @property
+    def model_hash(self) -> str | None:
+        """Ten digits that tell these weights from others; None where nobody digested them."""
+        digests = [self.files[graph.weights].sha256 for _, graph in sorted(self.graphs.items())]
+        known = [digest for digest in digests if digest is not None]
+        return hashlib.sha256("".join(known).encode()).hexdigest()[:10] if known else None
 
     @property
     def takes_guidance_scale(self) -> bool:

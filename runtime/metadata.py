@@ -1,8 +1,9 @@
-"""What made a picture, as text inside its PNG, so that the picture can be made again.
+"""What made a picture, written into its file, so that the picture can be made again.
 
-Two text chunks are written. `parameters` is the text that the Stable Diffusion web UI of AUTOMATIC1111 writes and every
-gallery reads; `edgediffusion` is the same as JSON, exact where the text is not (a prompt's outer blanks, say). Reading
-prefers the JSON, and takes the text of a picture that was made elsewhere.
+It is there twice: as the text that the Stable Diffusion web UI of AUTOMATIC1111 writes and every gallery reads, and as
+JSON, exact where the text is not (a prompt's outer blanks, say). A PNG has them as its text chunks `parameters` and
+`edgediffusion`; JPEG and WebP as EXIF's UserComment, where the web UI has its text too, and MakerNote. Reading prefers
+the JSON, and takes the text of a picture that was made elsewhere.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgediffusion.engines.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Exif, Image
     from PIL.PngImagePlugin import PngInfo
 
 N = TypeVar("N", int, float)
@@ -25,8 +27,33 @@ N = TypeVar("N", int, float)
 JSON_KEY = "edgediffusion"
 TEXT_KEY = "parameters"
 
-# Scheduler -> the name that the web UI shows for it.
-SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}
+# Ending of a file's name -> Pillow's name of the format.
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_SAVING: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
+# Tags of EXIF 2.32; the web UI's text begins with the name of its encoding, padded to eight bytes.
+_EXIF, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
+_UNICODE = b"UNICODE\0"
+
+# Scheduler -> the name that the web UI shows for it, and the same of its sigmas.
+SAMPLERS = {
+    "ddim": "DDIM",
+    "dpm2": "DPM2",
+    "dpm2_a": "DPM2 a",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_sde": "DPM++ SDE",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "lcm": "LCM",
+    "lms": "LMS",
+    "plms": "PLMS",
+    "unipc": "UniPC",
+}
+SCHEDULE_TYPES = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
 
 _NEGATIVE = "Negative prompt:"
 _SETTING = re.compile(r'\s*(?P<key>\w[^:,"]*):\s*(?P<value>"(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
@@ -38,9 +65,10 @@ class Parameters:
     """All that decides a picture. None stands for what a picture made elsewhere does not say.
 
     `scheduler` is a key of `SCHEDULERS`, `width` and `height` are in pixels, `model` names the checkpoint and `version`
-    the program. `noise` is a key of `NOISES`, `sigmas` one of `SIGMA_SCHEDULES`, or numbers between commas; the JSON
-    alone says them, and most of what follows: what only some pipelines can be told, see `settings.Settings`. `other`
-    holds the web UI's settings that have no field here.
+    the program; `model_hash` are ten digits that tell the model's weights from others. `sigmas` is a key of
+    `SIGMA_SCHEDULES`, or numbers between commas, `noise` a key of `NOISES`; the JSON alone says it, and most of what
+    follows: what only some pipelines can be told, see `settings.Settings`. `other` holds the web UI's settings that
+    have no field here.
     """
 
     prompt: str
@@ -62,6 +90,7 @@ class Parameters:
     controlnet_conditioning_scale: Sequence[float] | None = None
     denoising_start: float | None = None
     denoising_end: float | None = None
+    model_hash: str | None = None
     other: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
@@ -69,9 +98,11 @@ class Parameters:
         settings = {
             "Steps": self.num_inference_steps,
             "Sampler": None if self.scheduler is None else SAMPLERS.get(self.scheduler, self.scheduler),
+            "Schedule type": SCHEDULE_TYPES.get(self.sigmas or ""),
             "CFG scale": None if self.guidance_scale is None else str(self.guidance_scale).removesuffix(".0"),
             "Seed": self.seed,
             "Size": None if self.width is None else f"{self.width}x{self.height}",
+            "Model hash": self.model_hash,
             "Model": self.model,
             "Denoising strength": self.strength,
             "Image CFG scale": self.image_guidance_scale,
@@ -99,7 +130,7 @@ class Parameters:
         start = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
         settings = {m["key"].strip(): _unquote(m["value"]) for m in _SETTING.finditer(last)}
         size = _SIZE.fullmatch(settings.pop("Size", ""))
-        sampler = settings.pop("Sampler", None)
+        scheduler, sigmas = _sampler(settings.pop("Sampler", None), settings.pop("Schedule type", None))
         steps, seed = (_number(int, settings.pop(key, None)) for key in ("Steps", "Seed"))
         guidance_scale, strength, image_guidance_scale = (
             _number(float, settings.pop(key, None)) for key in ("CFG scale", "Denoising strength", "Image CFG scale")
@@ -108,12 +139,14 @@ class Parameters:
             prompt="\n".join(lines[:start]),
             negative_prompt="\n".join(lines[start:]).removeprefix(_NEGATIVE).strip(),
             num_inference_steps=steps,
-            scheduler=next((name for name, shown in SAMPLERS.items() if shown == sampler), sampler),
+            scheduler=scheduler,
+            sigmas=sigmas,
             guidance_scale=guidance_scale,
             seed=seed,
             width=int(size[1]) if size else None,
             height=int(size[2]) if size else None,
             model=settings.pop("Model", None),
+            model_hash=settings.pop("Model hash", None),
             version=settings.pop("Version", None),
             strength=strength,
             image_guidance_scale=image_guidance_scale,
@@ -132,6 +165,33 @@ class Parameters:
         return cls(**{key: value for key, value in record.items() if key in names})
 
 
+def save(image: Image, path: Path, parameters: Parameters) -> None:
+    """Write a picture with its parameters, in the format that the ending of the name says; WebP without loss.
+
+    Raises:
+        UsageError: it says none of `FORMATS`, or the format cannot hold so much text.
+        OSError: it cannot be written.
+    """
+    kind = format_of(path)
+    info = {"pnginfo": png_info(parameters)} if kind == "PNG" else {"exif": _exif(parameters)}
+    try:
+        image.save(path, kind, **_SAVING.get(kind, {}), **info)
+    except ValueError as error:
+        raise UsageError(f"{path}: {kind} cannot hold this picture ({error}); name it .png") from None
+
+
+def format_of(path: Path) -> str:
+    """Pillow's name of the format that the ending of a name says.
+
+    Raises:
+        UsageError: it is none of `FORMATS`.
+    """
+    if (kind := FORMATS.get(path.suffix.lower())) is None:
+        known = ", ".join(FORMATS)
+        raise UsageError(f"{path}: pictures are written as {known}; name it {path.with_suffix('.png')}")
+    return kind
+
+
 def png_info(parameters: Parameters) -> PngInfo:
     """The two text chunks, for `Image.save(..., pnginfo=...)`."""
     from PIL.PngImagePlugin import PngInfo
@@ -142,31 +202,60 @@ def png_info(parameters: Parameters) -> PngInfo:
     return info
 
 
+def _exif(parameters: Parameters) -> Exif:
+    from PIL.Image import Exif
+
+    exif = Exif()
+    exif.get_ifd(_EXIF)[_USER_COMMENT] = _UNICODE + parameters.to_text().encode("utf-16-be")
+    exif.get_ifd(_EXIF)[_MAKER_NOTE] = parameters.to_json().encode()
+    return exif
+
+
 def read_parameters(path: Path) -> Parameters:
-    """The parameters in the PNG file `path`.
+    """The parameters in the PNG, JPEG or WebP file `path`.
 
     Raises:
-        UsageError: it cannot be read, is not a PNG, or holds no parameters that can be understood.
+        UsageError: it cannot be read, is no such picture, or holds no parameters that can be understood.
     """
     from PIL import Image, UnidentifiedImageError
-    from PIL.PngImagePlugin import PngImageFile
 
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            assert isinstance(image, PngImageFile)
-            text = image.text
+        with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
+            texts = _texts(image)
     except UnidentifiedImageError:
-        raise UsageError(f"{path}: not a PNG file") from None
+        raise UsageError(f"{path}: not a PNG, JPEG or WebP file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path}: cannot be read as a PNG ({error})") from None
-    try:
-        if JSON_KEY in text:
-            return Parameters.from_json(text[JSON_KEY])
-        if TEXT_KEY in text:
-            return Parameters.from_text(text[TEXT_KEY])
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: parameters that cannot be understood ({error})") from None
-    raise UsageError(f"{path}: no parameters in this PNG (neither {JSON_KEY!r} nor {TEXT_KEY!r} among its texts)")
+        raise UsageError(f"{path}: cannot be read as a picture ({error})") from None
+    for key, parse in {JSON_KEY: Parameters.from_json, TEXT_KEY: Parameters.from_text}.items():
+        if key in texts:
+            try:
+                return parse(texts[key])
+            except (AttributeError, TypeError, ValueError) as error:
+                raise UsageError(f"{path}: parameters that cannot be understood ({error})") from None
+    raise UsageError(f"{path}: no parameters in this picture, neither ours nor those of a web UI")
+
+
+def _texts(image: Image) -> dict[str, str]:
+    """What a file says of its picture, by the keys of a PNG's text chunks."""
+    from PIL.PngImagePlugin import PngImageFile
+
+    texts = dict(image.text) if isinstance(image, PngImageFile) else {}
+    exif = image.getexif().get_ifd(_EXIF)
+    comment, note = exif.get(_USER_COMMENT), exif.get(_MAKER_NOTE)
+    if isinstance(comment, bytes) and comment.startswith(_UNICODE):
+        texts.setdefault(TEXT_KEY, comment.removeprefix(_UNICODE).decode("utf-16-be"))
+    if isinstance(note, bytes) and note.startswith(b'{"prompt"'):  # a camera's is something else
+        texts.setdefault(JSON_KEY, note.decode())
+    return texts
+
+
+def _sampler(shown: str | None, schedule: str | None) -> tuple[str | None, str | None]:
+    """Scheduler and sigmas, as the web UI shows them; before version 1.9 it had both in one name."""
+    sigmas = {shown_as: name for name, shown_as in SCHEDULE_TYPES.items()}
+    if shown is not None and schedule is None and (words := shown.rpartition(" "))[2] in sigmas:
+        shown, _, schedule = words
+    names = {shown_as: name for name, shown_as in SAMPLERS.items()}
+    return names.get(shown or "", shown), sigmas.get(schedule or "")
 
 
 def _quote(value: str) -> str:

@@ -13,9 +13,11 @@ from typing import Protocol
 
 from edgediffusion.engines.errors import UsageError
 
+from .metadata import format_of
+
 
 class Saveable(Protocol):
-    """A picture that writes itself as PNG."""
+    """A picture that writes itself to a file of the format that its name says."""
 
     def save(self, path: Path) -> None: ...  # noqa: D102
 
@@ -36,18 +38,17 @@ class Output:
         """Check that `path` can be written.
 
         Raises:
-            UsageError: it cannot, or does not end in .png.
+            UsageError: it cannot, or does not end as one of `metadata.FORMATS` does.
         """
         if os.path.isdir(path):
             raise UsageError(f"output {path} is a folder; name a file, such as {path / 'apple.png'}")
-        if path.suffix.lower() != ".png":
-            raise UsageError(f"output {path}: pictures are written as PNG; name it {path.with_suffix('.png')}")
+        format_of(path)
         if not os.path.isdir(path.parent):
             raise UsageError(f"output {path}: there is no folder {path.parent}; make it first")
         self._path = path
         self._force = force
         self._names = self._numbered(several)
-        self._unfinished = path.with_name(f".edgediffusion-{secrets.token_hex(8)}.png")
+        self._unfinished = path.with_name(f".edgediffusion-{secrets.token_hex(8)}{path.suffix}")
         try:
             with contextlib.suppress(FileNotFoundError):
                 path.lstat()

@@ -123,6 +123,7 @@ class Run:
             width=self.width,
             height=self.height,
             model=self.pipeline.bundle.manifest.source,
+            model_hash=self.pipeline.bundle.manifest.model_hash,
             version=f"edgediffusion {__version__}",
             controlnet_conditioning_scale=self.controlnet_conditioning_scale or None,
             denoising_start=self.denoising_start,

@@ -126,7 +126,7 @@ def test_a_rename_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     [
         ("folder", r"output .*folder is a folder; name a file, such as .*folder/apple\.png"),
         ("folder.png", r"output .*folder\.png is a folder; name a file"),
-        ("a.jpg", r"output .*a\.jpg: pictures are written as PNG; name it .*a\.png"),
+        ("a.gif", r"a\.gif: pictures are written as \.png, .*; name it .*a\.png"),
         ("none/a.png", r"output .*a\.png: there is no folder .*none; make it first"),
         ("file/a.png", r"output .*a\.png: there is no folder .*file; make it first"),
         ("x" * 300 + ".png", r"output .*x\.png cannot be written: File name too long"),

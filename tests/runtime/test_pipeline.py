@@ -47,12 +47,11 @@ def test_a_picture_and_its_parameters(pipeline: Pipeline, tmp_path: Path) -> Non
         model="a test",
         version=f"edgediffusion {__version__}",
         noise="numpy",
+        model_hash=pipeline.bundle.manifest.model_hash,
     )
-    with pytest.raises(
-        UsageError, match=r"apple\.jpg: pictures are saved as \.png; for another format use \.image\.save"
-    ):
-        image.save(tmp_path / "apple.jpg")
-    assert list(tmp_path.glob("*.jpg")) == []
+    with pytest.raises(UsageError, match=r"apple\.gif: pictures are written as \.png"):
+        image.save(tmp_path / "apple.gif")
+    assert list(tmp_path.glob("*.gif")) == []
 
 
 def test_the_seed_decides(pipeline: Pipeline) -> None:
