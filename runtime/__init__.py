@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .bundle import Bundle
-from .images import GeneratedImage, ImageResized
+from .images import GeneratedImage, ImageConverted, ImageResized
 from .loop import Step, denoise
 from .metadata import Parameters
 from .noise import NoiseSource, NumpyNoise
@@ -16,6 +16,7 @@ __all__ = [
     "SCHEDULERS",
     "Bundle",
     "GeneratedImage",
+    "ImageConverted",
     "ImageResized",
     "NoiseSource",
     "NumpyNoise",

@@ -18,16 +18,12 @@ if TYPE_CHECKING:
 
 
 def bind_controlnets(run: Run, guidance: Guidance, constants: Mapping[str, Array]) -> list[Engine]:
-    """The bundle's ControlNets, bound to a picture and a scale each, and to those of the UNet's `constants` they share.
-
-    Warns:
-        ImageResized: a picture has another size.
-    """
+    """The bundle's ControlNets, each bound to a picture, a scale, and those of the UNet's `constants` that it takes."""
     bound = []
     controls = zip(run.pipeline.controlnets, run.control_images, run.controlnet_conditioning_scale, strict=True)
     for name, image, scale in controls:
         engine = run.pipeline.bundle.engine(name)
-        picture = (from_pil(image, run.width, run.height) + 1) / 2
+        picture = (from_pil(image) + 1) / 2
         given = {
             **constants,
             "controlnet_cond": picture.repeat(guidance.branches * run.num_images, axis=0),

@@ -33,25 +33,44 @@ def to_pil(sample: F32) -> list[Image]:
     return [Image.fromarray(pixels) for pixels in to_uint8(sample)]
 
 
+class ImageConverted(UserWarning):
+    """A picture to start from has not the mode that is wanted."""
+
+
 class ImageResized(UserWarning):
     """A picture to start from has not the size of the one to draw."""
 
 
-def from_pil(image: Image, width: int, height: int) -> F32:
-    """A picture of any size and mode as the VAE encoder takes it, (1, 3, height, width) in [-1, 1].
+def fit(image: Image, width: int, height: int, *, name: str = "image", mode: str = "RGB") -> Image:
+    """A picture of any size and mode in that size and mode; warnings call it `name`.
 
     As diffusers' VaeImageProcessor does it: Lanczos' filter, the proportions left to the caller.
 
     Warns:
+        ImageConverted: it has another mode.
         ImageResized: it has another size.
     """
     from PIL import Image
 
+    if image.mode != mode:
+        warnings.warn(f"{name} converted from {image.mode} to {mode}", ImageConverted, stacklevel=2)
+        image = image.convert(mode)
     if image.size != (width, height):
-        message = f"image resized from {image.width}x{image.height} to {width}x{height}"
+        message = f"{name} resized from {image.width}x{image.height} to {width}x{height}"
         warnings.warn(message, ImageResized, stacklevel=2)
-    pixels: F32 = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), np.float32)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return image
+
+
+def from_pil(image: Image) -> F32:
+    """An RGB picture as the VAE encoder takes it, (1, 3, height, width) in [-1, 1]."""
+    pixels: F32 = np.asarray(image, np.float32)
     return (2.0 * (pixels / 255.0) - 1.0).transpose(2, 0, 1)[None]
+
+
+def light(mask: Image) -> NDArray[np.bool_]:
+    """Where a grey picture is in the upper half of its range, (1, 1, height, width)."""
+    return np.asarray(mask)[None, None] >= 128
 
 
 def open_image(path: Path) -> Image:

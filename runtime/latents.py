@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .arrays import F32
 
@@ -48,6 +49,10 @@ class LatentSpace:
     def whole(self, width: int, height: int) -> tuple[int, int]:
         """A size in pixels, rounded down to one that latents can have."""
         return width - width % self.pixels_per_latent, height - height % self.pixels_per_latent
+
+    def corners(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Of each latent the pixel in its corner: (..., height, width) -> (..., height / 8, width / 8)."""
+        return pixels[..., :: self.pixels_per_latent, :: self.pixels_per_latent]
 
     def from_encoder(self, parameters: F32, noise: F32) -> F32:
         """The UNet's latents, drawn from what the VAE encoder says: means, then logarithms of variances.

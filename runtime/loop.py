@@ -12,6 +12,8 @@ from .schedulers import Scheduler
 # (scaled latents, timestep, index of the call) -> noise_pred; what conditions it, and how, is its own business.
 # Shapes (batch, channels, height, width), (1,) and the first one again. See `denoiser.py`.
 Predict = Callable[[F32, F32, int], F32]
+# (latents after the call, its index) -> those to go on with: what a pipeline makes of them. Shapes as above.
+AfterStep = Callable[[F32, int], F32]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def denoise(
     start: int = 0,
     stop: int | None = None,
     history: tuple[F32, ...] = (),
+    after_step: AfterStep = lambda latents, i: latents,
 ) -> Iterator[Step]:
     """Yield after each step; the caller shows progress, decodes previews, or stops.
 
@@ -47,4 +50,5 @@ def denoise(
         noise_pred = predict(scheduler.scale_model_input(latents, i), timestep, i)
         fresh = noise.normal(latents.shape[1:]) if scheduler.draws_noise(i) else None
         latents, history = scheduler.step(noise_pred, i, latents, history, fresh)
+        latents = after_step(latents, i)
         yield Step(i, float(timestep[0]), latents, history)

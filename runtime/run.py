@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgediffusion import __version__
+from edgediffusion.engines.errors import UsageError
 
 from .arrays import F32
 from .checks import check_run
 from .conditioning import condition
 from .controlnet import bind_controlnets
 from .denoiser import Denoiser
-from .images import GeneratedImage
+from .images import GeneratedImage, fit, light
 from .loop import Step, denoise
 from .metadata import Parameters
 from .noise import BROWNIAN, NOISES, NoiseSource
@@ -88,7 +89,6 @@ class Run:
 
         Warns:
             PromptTruncated: a prompt has more tokens than the text encoder reads.
-            ImageResized: a picture to start from, or a mask, has another size.
         """
         unet = self.pipeline.unet(controlled=bool(self.control_images))
         guidance = self.task.guidance(self)
@@ -100,7 +100,15 @@ class Run:
         channels = None if start.channels is None else guidance.channels(start.channels)
         controlnets = bind_controlnets(self, guidance, constants) if self.control_images else []
         predict = Denoiser(unet.bind(constants), guidance, channels, controlnets)
-        return denoise(predict, self.tables, start.latents, noise, start=self.first_call, stop=self.stop)
+        return denoise(
+            predict,
+            self.tables,
+            start.latents,
+            noise,
+            start=self.first_call,
+            stop=self.stop,
+            after_step=start.after_step,
+        )
 
     def images(self, latents: F32) -> list[GeneratedImage]:
         """Pictures of the latents of one of the steps, with their parameters."""
@@ -136,6 +144,9 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
 
     Raises:
         UsageError: an argument that cannot be used.
+
+    Warns:
+        ImageConverted, ImageResized: a picture to start from, or a mask, has another mode or size.
     """
     space, family = pipeline.latent_space, pipeline.bundle.family
     given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
@@ -147,13 +158,13 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
     if (static := pipeline.bundle.manifest.static) is not None:
         size = static.width, static.height
     defaults: dict[str, Any] = {"noise": "numpy", "width": size[0], "height": size[1], "num_images": 1}
-    chosen = defaults | dataclasses.asdict(family.defaults) | given
+    chosen = defaults | dataclasses.asdict(family.defaults) | dict(task.defaults) | given
     name = short_name(chosen.pop("scheduler", pipeline.scheduler_config.get("_class_name", "")))
     sigmas = chosen.pop("sigmas", None)
     config = with_mu(pipeline.scheduler_config, space.shape(chosen["width"], chosen["height"]))
     seed = chosen.pop("seed", None)
     chosen |= {key: float(chosen[key]) for key in NUMBERS & chosen.keys()}
-    return Run(
+    run = Run(
         pipeline=pipeline,
         task=task,
         prompt=prompt,
@@ -165,6 +176,24 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
         controlnet_conditioning_scale=_scales(chosen.pop("controlnet_conditioning_scale", None), given),
         **chosen,
     )
+    return dataclasses.replace(run, **fitted_images(run))
+
+
+def fitted_images(run: Run) -> dict[str, Any]:
+    """The fields of `run` that hold pictures, in its size and in the mode that is wanted.
+
+    Raises:
+        UsageError: a mask with nothing to draw anew.
+    """
+    size = run.width, run.height
+    fields: dict[str, Any] = {"control_images": tuple(fit(i, *size, name="control image") for i in run.control_images)}
+    if run.image is not None:
+        fields["image"] = fit(run.image, *size)
+    if run.mask is not None:
+        fields["mask"] = fit(run.mask, *size, name="mask", mode="L")
+        if not run.pipeline.latent_space.corners(light(fields["mask"])).any():
+            raise UsageError("the mask is dark everywhere, so nothing would be drawn anew; paint light what should be")
+    return fields
 
 
 def _scales(told: float | Sequence[float] | None, given: Mapping[str, Any]) -> tuple[float, ...]:

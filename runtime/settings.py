@@ -26,8 +26,9 @@ class Settings(TypedDict, total=False):
     latents: standard normal noise to start from, (num_images, 4, height / 8, width / 8), instead of the seed's.
     prompt_2, negative_prompt_2: what SDXL's second text encoder reads; by default what the first one does.
     image: a picture to start from, of any mode; it is resized to width and height.
-    strength: how much of it may change, 0 to 1: that part of the steps is done. The default is the family's.
-    mask: for a model made to inpaint, where `image` is painted anew: where the mask is light. It is resized as well.
+    strength: how much of it may change, 0 to 1: that part of the steps is done. The default is the family's, or 1
+        with a mask.
+    mask: where `image` is painted anew: where the mask is light. It is resized as well.
     image_guidance_scale: how closely instruct-pix2pix keeps to `image`, from 1 up. The default is the family's.
     control_images: a picture for each ControlNet of the bundle; resized as well.
     controlnet_conditioning_scale: how much each of them has to say, or all alike; by default 1.

@@ -76,6 +76,7 @@ def test_the_public_names_are_there_and_sorted() -> None:
         "SCHEDULERS",
         "Bundle",
         "GeneratedImage",
+        "ImageConverted",
         "ImageResized",
         "NoiseSource",
         "NumpyNoise",

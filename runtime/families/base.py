@@ -46,7 +46,7 @@ class Family:
     pipeline_classes: tuple[str, ...]
     components: tuple[Component, ...]
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
-    pipelines: tuple[str, ...] = ("text2image", "image2image")
+    pipelines: tuple[str, ...] = ("text2image", "image2image", "masked_latents")
     text_layer: int | None = None
     force_zeros_for_empty_prompt: bool = False
     branches: int = 2

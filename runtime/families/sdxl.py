@@ -18,7 +18,7 @@ SDXL = Family(
     components=(Component(folder="text_encoder", weights="model.safetensors", tokenizer="tokenizer"), *_SECOND),
     text_layer=-2,
     force_zeros_for_empty_prompt=True,
-    pipelines=("text2image", "image2image", "handover"),
+    pipelines=("text2image", "image2image", "masked_latents", "handover"),
     defaults=Defaults(guidance_scale=5.0, strength=0.3),
 )
 SDXL_INPAINT = replace(
@@ -31,5 +31,5 @@ SDXL_REFINER = replace(
     SDXL,
     pipeline_classes=("StableDiffusionXLImg2ImgPipeline",),
     components=_SECOND,
-    pipelines=("image2image", "handover"),
+    pipelines=("image2image", "masked_latents", "handover"),
 )

@@ -10,6 +10,7 @@ from .base import Start, Task
 from .handover import HANDOVER
 from .image2image import IMAGE2IMAGE
 from .inpaint import INPAINT
+from .masked_latents import MASKED_LATENTS
 from .pix2pix import PIX2PIX
 from .text2image import TEXT2IMAGE
 
@@ -17,6 +18,7 @@ PIPELINES: dict[str, Task] = {
     "handover": HANDOVER,
     "image2image": IMAGE2IMAGE,
     "inpaint": INPAINT,
+    "masked_latents": MASKED_LATENTS,
     "pix2pix": PIX2PIX,
     "text2image": TEXT2IMAGE,
 }

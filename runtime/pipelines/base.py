@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..arrays import F32
 from ..guidance import NO_GUIDANCE, Guidance, classifier_free
+from ..loop import AfterStep
 from ..noise import NoiseSource
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ class Start:
     """The latents (num_images, channels, height, width) to begin with.
 
     `channels` is what the UNet is shown behind them in every step, (num_images, further channels, height, width).
+    `after_step` is what becomes of the latents after each.
     """
 
     latents: F32
     channels: F32 | None = None
+    after_step: AfterStep = lambda latents, i: latents
 
 
 def guide(run: Run) -> Guidance:
@@ -37,10 +40,12 @@ class Task:
 
     `takes` are the settings that it cannot do without, and by which it is told from the others; `options` are those
     that have a say in it and not in all others. `first_call` is the call of the scheduler that gets the latents.
+    `defaults` go before those of the family.
     """
 
     begin: Callable[[Run, NoiseSource], Start]
     takes: frozenset[str] = frozenset()
     options: frozenset[str] = frozenset()
+    defaults: Mapping[str, float] = field(default_factory=dict)
     first_call: Callable[[Run], int] = lambda run: 0
     guidance: Callable[[Run], Guidance] = guide

@@ -27,13 +27,22 @@ def first_call(run: Run) -> int:
 def encode(run: Run, sample: F32, noise: NoiseSource) -> F32:
     """Latents of a picture (1, 3, height, width), (num_images, channels, height / 8, width / 8) as the UNet has them.
 
-    Each picture of the run has its own sample of what the encoder says; AutoencoderTiny leaves nothing to draw.
+    Each picture of the run has its own sample of what the encoder says.
     """
     space = run.pipeline.latent_space
-    encoded = run.pipeline.bundle.engine("vae_encoder")({"sample": sample})
-    if "latent_parameters" in encoded:
-        return space.from_encoder(encoded["latent_parameters"], noise.normal(space.shape(run.width, run.height)))
-    return space.for_unet(encoded["latent_sample"]).repeat(run.num_images, axis=0)
+    (encoded,) = run.pipeline.bundle.engine("vae_encoder")({"sample": sample}).values()
+    drawn = draw_for_encoder(run, noise)
+    return (
+        space.for_unet(encoded).repeat(run.num_images, axis=0) if drawn is None else space.from_encoder(encoded, drawn)
+    )
+
+
+def draw_for_encoder(run: Run, noise: NoiseSource) -> F32 | None:
+    """The noise of a sample of what the VAE encoder says; AutoencoderTiny says one thing only."""
+    (output,) = run.pipeline.bundle.manifest.graphs["vae_encoder"].spec.outputs
+    if output.name != "latent_parameters":
+        return None
+    return noise.normal(run.pipeline.latent_space.shape(run.width, run.height))
 
 
 def begin_with(run: Run, sample: F32, noise: NoiseSource) -> Start:
@@ -46,7 +55,7 @@ def begin_with(run: Run, sample: F32, noise: NoiseSource) -> Start:
 def begin(run: Run, noise: NoiseSource) -> Start:
     """With the run's `image`."""
     assert run.image is not None
-    return begin_with(run, from_pil(run.image, run.width, run.height), noise)
+    return begin_with(run, from_pil(run.image), noise)
 
 
 IMAGE2IMAGE = Task(

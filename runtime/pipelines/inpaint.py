@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..images import from_pil
+from ..images import from_pil, light
 from ..noise import NoiseSource
 from .base import Start, Task
 from .image2image import begin_with, encode, first_call
@@ -17,18 +17,13 @@ if TYPE_CHECKING:
 
 
 def begin(run: Run, noise: NoiseSource) -> Start:
-    """Noise alone for a strength of 1, else the latents of the picture as well; and the further channels.
-
-    What is light in the mask is painted anew. A mask is cut at half its range.
-    """
+    """Noise alone for a strength of 1, else the latents of the picture as well; and the further channels."""
     assert run.image is not None
     assert run.mask is not None
-    sample = from_pil(run.image, run.width, run.height)
-    mask = from_pil(run.mask.convert("L"), run.width, run.height)[:, :1] >= 0
+    sample, mask = from_pil(run.image), light(run.mask)
     start = begin_with(run, sample, noise) if run.strength < 1 else begin_with_noise(run, noise)
     masked_latents = encode(run, np.where(mask, np.float32(0), sample), noise)
-    step = run.pipeline.latent_space.pixels_per_latent
-    masks = mask[:, :, ::step, ::step].repeat(run.num_images, axis=0)
+    masks = run.pipeline.latent_space.corners(mask).repeat(run.num_images, axis=0)
     return Start(start.latents, np.concatenate([masks, masked_latents], axis=1, dtype=np.float32))
 
 

@@ -73,6 +73,11 @@ CASES = {
         settings={"image": PICTURE, "strength": 0.6},
         pipeline=diffusers.StableDiffusionXLImg2ImgPipeline,
     ),
+    "sdxl, masked latents": Case(
+        model="sdxl",
+        settings={"image": PICTURE, "mask": MASK, "strength": 0.6},
+        pipeline=diffusers.StableDiffusionXLInpaintPipeline,
+    ),
     "sdxl inpainting": Case(model="sdxl_inpaint", settings={"image": PICTURE, "mask": MASK}),
     "sdxl inpainting, strength 1": Case(
         model="sdxl_inpaint", settings={"image": PICTURE, "mask": MASK, "strength": 1.0}

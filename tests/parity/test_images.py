@@ -8,8 +8,8 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from edgediffusion.runtime import ImageResized
-from edgediffusion.runtime.images import from_pil, to_pil
+from edgediffusion.runtime import ImageConverted, ImageResized
+from edgediffusion.runtime.images import fit, from_pil, to_pil
 
 
 def test_every_rounding() -> None:
@@ -26,18 +26,21 @@ def test_every_rounding() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::edgediffusion.runtime.ImageResized")
+@pytest.mark.filterwarnings("ignore::edgediffusion.runtime.ImageConverted")
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
 @pytest.mark.parametrize(("width", "height"), [(56, 40), (24, 64), (16, 8)])
 def test_a_picture_to_start_from(mode: str, width: int, height: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     image = Image.fromarray(pixels).convert(mode)
-    ours = from_pil(image, width, height)
+    ours = from_pil(fit(image, width, height))
     assert ours.dtype == np.float32
     # diffusers takes other modes for what they are not, so it is given what they show.
     theirs = VaeImageProcessor().preprocess(image.convert("RGB"), height=height, width=width)
     np.testing.assert_array_equal(ours, theirs.numpy())
 
 
-def test_a_resized_picture_is_told() -> None:
+def test_a_converted_picture_is_told() -> None:
     with pytest.warns(ImageResized, match="image resized from 8x16 to 24x8"):
-        from_pil(Image.new("RGB", (8, 16)), 24, 8)
+        assert fit(Image.new("RGB", (8, 16)), 24, 8).size == (24, 8)
+    with pytest.warns(ImageConverted, match="mask converted from RGBA to L"):
+        assert fit(Image.new("RGBA", (8, 16)), 8, 16, name="mask", mode="L").mode == "L"

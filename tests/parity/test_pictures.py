@@ -143,6 +143,7 @@ FROM_AN_IMAGE = {
     "unipc": diffusers.UniPCMultistepScheduler,
     "euler_a": diffusers.EulerAncestralDiscreteScheduler,
 }
+ALL = FROM_AN_IMAGE | {"lcm": diffusers.LCMScheduler}
 
 
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
@@ -170,6 +171,37 @@ def test_image_to_image_is_that_of_diffusers(builtin: Pair, scheduler: str, stre
         ).images
     for picture, reference in zip(ours, references, strict=True):
         assert_same(np.asarray(picture.image), np.asarray(reference))
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
+@pytest.mark.parametrize(
+    ("scheduler", "strength"), [*((name, 0.6) for name in FROM_AN_IMAGE), ("ddim", 1.0), ("lcm", 1.0)]
+)
+def test_inpainting_with_masked_latents_is_that_of_diffusers(builtin: Pair, scheduler: str, strength: float) -> None:
+    """With a UNet of 4 channels; history and fresh noise of the samplers run on beside what is kept."""
+    kind: Any = diffusers.StableDiffusionInpaintPipeline
+    with quiet():  # the config is not that of an inpainting checkpoint
+        theirs = kind(**builtin.theirs.components)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.scheduler = ALL[scheduler].from_config(builtin.pipeline_config)
+    settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 5.0, "strength": strength}
+    rows, columns = np.mgrid[:64, :72]
+    image = Image.fromarray(np.stack([4 * rows, 3 * columns, 2 * (rows + columns)], axis=-1).clip(0, 255).astype("u1"))
+    mask = Image.fromarray((np.hypot(rows - 30, columns - 30) < 24).astype(np.uint8) * 255)
+    (ours,) = builtin.ours(
+        "a blue car, 3d", image=image, mask=mask, scheduler=scheduler, seed=3, noise="torch-cpu", **settings
+    )
+    with quiet():
+        (reference,) = theirs(
+            "a blue car, 3d",
+            image=image,
+            mask_image=mask,
+            width=72,
+            height=64,
+            generator=torch.Generator("cpu").manual_seed(3),
+            **settings,
+        ).images
+    assert_same(np.asarray(ours.image), np.asarray(reference))
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

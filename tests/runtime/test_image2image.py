@@ -119,14 +119,18 @@ def test_the_options_reach_the_pipeline(bundle_path: Path, opened: Opened, tmp_p
         np.testing.assert_array_equal(np.asarray(written), np.asarray(drawn.image))
 
 
-def test_a_mask_for_a_model_that_does_not_inpaint(
+@pytest.mark.filterwarnings("default")  # the command's own
+def test_a_mask_and_what_it_is_a_mask_of(
     bundle_path: Path, opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     NOISY.save(tmp_path / "a.png")
-    options = f"--init-image {tmp_path}/a.png --mask {tmp_path}/a.png -o {tmp_path}/out.png"
-    assert main(["generate", "a car", "--bundle", str(bundle_path), *options.split()]) == 2
-    message = "got a prompt + image + mask; this model wants a prompt, or a prompt + image"
+    command = ["generate", "a car", "--bundle", str(bundle_path), "-o", f"{tmp_path}/b.png"]
+    assert main([*command, "--mask", f"{tmp_path}/a.png"]) == 2
+    message = "got a prompt + mask; this model wants a prompt, or a prompt + image, or a prompt + image + mask"
     assert capsys.readouterr().err == f"edgediffusion: error: {message}\n"
+    assert main([*command, "--mask", f"{tmp_path}/a.png", "--init-image", f"{tmp_path}/a.png"]) == 0
+    assert capsys.readouterr().err == "edgediffusion: warning: mask converted from RGB to L\n"
+    assert read_parameters(tmp_path / "b.png").strength == 1.0
 
 
 def test_a_picture_lies_as_its_camera_says(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from edgediffusion.engines.errors import UsageError
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
-from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline
+from edgediffusion.runtime import ImageConverted, ImageResized, NumpyNoise, Parameters, Pipeline
 from edgediffusion.runtime.families import FAMILIES
 from edgediffusion.runtime.pipelines import PIPELINES
 
@@ -84,6 +84,57 @@ def test_inpainting_of_less_strength_starts_from_the_picture(load: Callable[...,
     latents = 0.5 * (encoded(pixels()) + np.exp(encoded(pixels()) / 2) * noise.normal((4, 2, 3)))
     expected = run.tables.add_noise(latents.astype(np.float32), noise.normal((4, 2, 3)), 1)
     np.testing.assert_allclose(shown(opened)[:, :4], expected, rtol=1e-6)
+
+
+def test_outside_the_mask_the_latents_are_the_pictures_at_every_step(load: Callable[..., Pipeline]) -> None:
+    settings = SETTINGS | {"num_inference_steps": 4}
+    run = load("masked_latents").steps("a car", image=NOISY, mask=LEFT_HALF, strength=0.5, **settings)
+    noise = NumpyNoise(3, 2)
+    latents = 0.5 * (encoded(pixels()) + np.exp(encoded(pixels()) / 2) * noise.normal((4, 2, 3)))
+    fresh = noise.normal((4, 2, 3))
+    first, second = run
+    assert (first.index, second.index) == (2, 3)
+    np.testing.assert_allclose(first.latents[..., 2], run.tables.add_noise(latents, fresh, 3)[..., 2], rtol=1e-5)
+    np.testing.assert_allclose(second.latents[..., 2], latents[..., 2], rtol=1e-6)
+    assert (np.abs(second.latents - latents)[..., :2] > 1e-3).any(axis=(1, 2, 3)).all()
+
+
+def test_a_mask_that_is_light_everywhere_keeps_nothing(load: Callable[..., Pipeline]) -> None:
+    settings: dict[str, Any] = {"image": NOISY, "strength": 0.5} | SETTINGS
+    pipeline = load("masked_latents", "image2image")
+    everywhere = Image.new("L", NOISY.size, 255)
+    *_, masked = pipeline.steps("a car", mask=everywhere, **settings)
+    *_, plain = pipeline.steps("a car", **settings)
+    np.testing.assert_array_equal(masked.latents, plain.latents)
+
+
+@pytest.mark.parametrize(("pipeline", "channels"), [("inpaint", 9), ("masked_latents", 4)])
+@pytest.mark.parametrize("mask", [Image.new("L", (16, 16)), Image.fromarray(np.eye(16, k=3, dtype=np.uint8) * 255)])
+def test_a_mask_without_light_where_latents_are(
+    load: Callable[..., Pipeline], pipeline: str, channels: int, mask: Image.Image
+) -> None:
+    with pytest.raises(UsageError, match="the mask is dark everywhere, so nothing would be drawn anew; paint light"):
+        load(pipeline, channels=channels).steps("a car", image=NOISY.crop((0, 0, 16, 16)), mask=mask)
+
+
+def test_a_mask_of_another_size_and_mode_is_converted_and_that_is_said(load: Callable[..., Pipeline]) -> None:
+    pipeline = load("masked_latents")
+    with (
+        pytest.warns(ImageResized, match="mask resized from 48x32 to 24x16"),
+        pytest.warns(ImageConverted, match="mask converted from RGB to L"),
+    ):
+        run = pipeline.steps("", image=NOISY, mask=LEFT_HALF.convert("RGB").resize((48, 32)))
+    assert run.mask is not None
+    assert np.abs(np.asarray(run.mask, int) - np.asarray(LEFT_HALF, int)).max() < 64  # Lanczos' filter rings
+
+
+@pytest.mark.parametrize(
+    ("strength", "message"),
+    [(0, r"strength 0\.0: of 20 steps none is left to do"), (1.5, r"strength 1\.5; wanted 0 to 1")],
+)
+def test_strengths_that_inpainting_cannot_use(load: Callable[..., Pipeline], strength: float, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load("masked_latents").steps("", image=NOISY, mask=LEFT_HALF, strength=strength)
 
 
 def test_pix2pix_shows_the_picture_to_two_branches_of_three(load: Callable[..., Pipeline], opened: Opened) -> None:
