@@ -49,8 +49,8 @@ def _is_no_op(
             perm = attribute(node, "perm")
             return isinstance(perm, list) and perm == sorted(perm)
         case "Slice":
-            start, end, step = (values.get(node.input[i]) for i in (1, 2, 4))
-            return _all_equal(start, 0) and _all_equal(end, _END) and _all_equal(step, 1)
+            start, end, *steps = (values.get(name) for name in (*node.input[1:3], *node.input[4:]))
+            return _all_equal(start, 0) and _all_equal(end, _END) and all(_all_equal(step, 1) for step in steps)
     return False
 
 

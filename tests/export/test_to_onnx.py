@@ -55,6 +55,31 @@ def test_attention_and_split(mask: str, tmp_path: Path) -> None:
                 np.testing.assert_allclose(got[name], want.numpy(), atol=2e-6)
 
 
+class Undecomposed(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.rot90(x, 2, (0, 1)) if self.kind == "without a translation" else x * 2
+        if self.kind == "changed in place":
+            y[:, :1].add_(1.0)
+        return y, y[..., :4]
+
+
+@pytest.mark.parametrize("kind", ["changed in place", "without a translation"])
+def test_what_has_to_be_decomposed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Undecomposed(kind).eval()
+    x = np.random.default_rng(0).standard_normal((2, 2, 5, 8), np.float32)
+    model = to_onnx(module, SPEC, Sample("traced", {"x": x}))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with open_engine(tmp_path / "model.onnx", SPEC) as engine:
+        got = engine({"x": x})
+    want = module(torch.from_numpy(x))
+    np.testing.assert_allclose(got["y"], want[0].detach(), atol=1e-6)
+    np.testing.assert_allclose(got["z"], want[1].detach(), atol=1e-6)
+
+
 def test_quiet_silences_and_restores(caplog: pytest.LogCaptureFixture) -> None:
     with quiet():
         warnings.warn("not for the user", stacklevel=1)
