@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgediffusion.engines.errors import UsageError
 
 from .noise import NOISES
+from .pipelines.hires import UPSCALERS
 from .schedulers.config import pick
 
 if TYPE_CHECKING:
@@ -24,7 +25,15 @@ def check_run(run: Run) -> None:
         UsageError: something did.
     """
     pick("noise", run.noise, NOISES)
-    for check in (_check_numbers, _check_sizes, _check_static, _check_start, _check_texts, _check_controlnets):
+    for check in (
+        _check_numbers,
+        _check_sizes,
+        _check_static,
+        _check_start,
+        _check_hires,
+        _check_texts,
+        _check_controlnets,
+    ):
         check(run)
 
 
@@ -70,7 +79,7 @@ def _check_static(run: Run) -> None:
 
 def _check_start(run: Run) -> None:
     wanted = (run.num_images, *run.pipeline.latent_space.shape(run.width, run.height))
-    if run.latents is not None and run.latents.shape != wanted:
+    if run.latents is not None and run.latents.shape != wanted and not run.task.enlarges:
         raise UsageError(
             f"latents of shape {run.latents.shape}; wanted {wanted} "
             f"for num_images {run.num_images}, width {run.width}, height {run.height}"
@@ -80,12 +89,29 @@ def _check_start(run: Run) -> None:
     for name in ("denoising_start", "denoising_end"):
         if (fraction := getattr(run, name)) is not None and not 0 < fraction < 1:
             raise UsageError(f"{name} {fraction}; wanted a number between 0 and 1")
-    if run.denoising_start is not None and run.latents is None:
-        raise UsageError(f"denoising_start {run.denoising_start}; wanted the latents that were left there as well")
-    if not len(run):
+    if run.first_call >= run.stop:
         fractions = {name: getattr(run, name) for name in ("strength", "denoising_start", "denoising_end")}
         told = ", ".join(f"{name} {value}" for name, value in fractions.items() if value is not None)
         raise UsageError(f"{told}: of {run.num_inference_steps} steps none is left to do; take more of them")
+
+
+def _check_hires(run: Run) -> None:
+    if run.task.enlarges:
+        return
+    if run.hires_scale is None:
+        for name in ("hires_strength", "hires_upscaler"):
+            if getattr(run, name) is not None:
+                raise UsageError(f"{name} has no effect without hires_scale; leave it out")
+        return
+    if not 1 < run.hires_scale < math.inf:
+        raise UsageError(f"hires_scale {run.hires_scale}; wanted a number above 1, such as 2")
+    assert run.hires_strength is not None
+    if not 0 < run.hires_strength <= 1:
+        raise UsageError(f"hires_strength {run.hires_strength}; wanted a number above 0, 1 at most")
+    assert run.hires_upscaler is not None
+    pick("hires_upscaler", run.hires_upscaler, UPSCALERS)
+    if run.denoising_end is not None:
+        raise UsageError("hires_scale and denoising_end; wanted one of them")
 
 
 def _check_texts(run: Run) -> None:

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,11 @@ def generate(arguments: Sequence[str]) -> int:
     from .pipeline import Pipeline
     from .repeat import warn_of_another_model
 
-    with Pipeline.load(**opening(options)) as pipeline:
+    with ExitStack() as stack:
+        pipeline = stack.enter_context(Pipeline.load(**opening(options)))
+        if options.refiner is not None:
+            refiner = Pipeline.load(**opening(options) | {"bundle": options.refiner})
+            settings["refiner"] = stack.enter_context(refiner)
         if repeated is not None:
             warn_of_another_model(options.source, repeated, pipeline.bundle.manifest)
         run = pipeline.steps(**settings)
@@ -104,6 +109,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="X",
         help="how much it has to say; once for each, default: 1",
     )
+    add("--hires-scale", type=float, metavar="X", help="draw the picture again, X times as large; above 1")
+    add("--hires-strength", type=float, metavar="X", help="how much of it may change then; default: 0.6")
+    add("--hires-upscaler", metavar="NAME", help="what is enlarged: latent or pixels; default: latent")
+    add("--refiner", type=Path, metavar="DIR", help="the folder of a model that goes on, such as SDXL's refiner")
+    add("--denoising-end", type=float, metavar="X", help="the part of the noise that is left to it; default: 0.8")
     add("--image-guidance-scale", type=float, metavar="X", help="how closely instruct-pix2pix keeps to the picture")
     add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")

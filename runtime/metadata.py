@@ -90,6 +90,10 @@ class Parameters:
     controlnet_conditioning_scale: Sequence[float] | None = None
     denoising_start: float | None = None
     denoising_end: float | None = None
+    refiner: str | None = None
+    hires_scale: float | None = None
+    hires_strength: float | None = None
+    hires_upscaler: str | None = None
     model_hash: str | None = None
     other: Mapping[str, str] = field(default_factory=dict)
 
@@ -105,6 +109,9 @@ class Parameters:
             "Model hash": self.model_hash,
             "Model": self.model,
             "Denoising strength": self.strength,
+            "Refiner": self.refiner,
+            "Hires upscale": self.hires_scale,
+            "Hires upscaler": self.hires_upscaler,
             "Image CFG scale": self.image_guidance_scale,
             **self.other,
             "Version": self.version,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgediffusion.engines.base import Engine
 
 from .arrays import F32
@@ -94,6 +96,11 @@ class Pipeline:
         scaled = self.latent_space.for_decoder(latents)
         samples = (decoder({"latent_sample": scaled[k : k + 1]})["sample"] for k in range(len(scaled)))
         return [image for sample in samples for image in to_pil(sample)]
+
+    def encode(self, sample: F32) -> F32:
+        """What the VAE encoder says of pictures (n, 3, height, width) in [-1, 1], one after another."""
+        encoder = self.bundle.engine("vae_encoder")
+        return np.concatenate([*(encoder({"sample": sample[k : k + 1]}).popitem()[1] for k in range(len(sample)))])
 
     def close(self) -> None:
         """Free the engines. May be called twice."""

@@ -18,6 +18,7 @@ _NEEDS = {
     "strength": ("image", "give it with --init-image"),
     "image_guidance_scale": ("image", "give it with --init-image"),
     "controlnet_conditioning_scale": ("control_images", "give them with --control-image"),
+    "refiner": ("refiner", "give it with --refiner"),
     "denoising_start": ("latents", "draw it from Python, with the latents that another model left"),
 }
 _HIRES = "Hires"  # the web UI's words for a second pass begin so; then the strength is that pass's

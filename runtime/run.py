@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from .metadata import Parameters
 from .noise import BROWNIAN, NOISES, NoiseSource
 from .pipelines import Task, choose
 from .pipelines.handover import call_at
+from .pipelines.hires import HIRES
 from .schedulers import Scheduler, find_sampler, make_scheduler, short_name
 from .schedulers.levels import with_mu
 from .settings import Settings
@@ -31,15 +32,21 @@ if TYPE_CHECKING:
 
     from .pipeline import Pipeline
 
-NUMBERS = {"guidance_scale", "strength", "image_guidance_scale", "denoising_start", "denoising_end"}
+NUMBERS = {"guidance_scale", "strength", "image_guidance_scale", "denoising_start", "denoising_end"} | {
+    "hires_scale",
+    "hires_strength",
+}
+# What a second pass takes from the run before it when it begins, and what a refiner is told.
+CARRIED = ("prompt", "negative_prompt", "seed", "num_images")
+FOR_REFINER = {"num_inference_steps", "guidance_scale", "scheduler", "sigmas", "noise", "num_images"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """Iterate over it for its steps, as often as you like: each time it starts anew. `len` is the number of steps.
 
-    The fields are `Settings` with every choice made; `tables` are the scheduler's, `task` says how to begin. `plan`
-    makes one.
+    The fields are `Settings` with every choice made; `tables` are the scheduler's, `task` says how to begin, `then` is
+    the second pass, which goes on with the last latents. `plan` makes one.
     """
 
     pipeline: Pipeline
@@ -67,6 +74,11 @@ class Run:
     controlnet_conditioning_scale: tuple[float, ...] = ()
     denoising_end: float | None = None
     denoising_start: float | None = None
+    refiner: str | None = None
+    hires_scale: float | None = None
+    hires_strength: float | None = None
+    hires_upscaler: str | None = None
+    then: Run | None = None
 
     def __post_init__(self) -> None:
         check_run(self)
@@ -82,7 +94,7 @@ class Run:
         return len(self.tables.timesteps) if self.denoising_end is None else call_at(self, self.denoising_end)
 
     def __len__(self) -> int:
-        return max(0, self.stop - self.first_call)
+        return self.stop - self.first_call + (0 if self.then is None else len(self.then))
 
     def __iter__(self) -> Iterator[Step]:
         """Compute each step when it is asked for.
@@ -90,6 +102,16 @@ class Run:
         Warns:
             PromptTruncated: a prompt has more tokens than the text encoder reads.
         """
+        steps = self._denoise()
+        return steps if self.then is None else self._and_then(steps, self.then)
+
+    def _and_then(self, steps: Iterator[Step], then: Run) -> Iterator[Step]:
+        for step in steps:
+            yield step
+        carried = {name: getattr(self, name) for name in CARRIED}
+        yield from dataclasses.replace(then, latents=step.latents, **carried)
+
+    def _denoise(self) -> Iterator[Step]:
         unet = self.pipeline.unet(controlled=bool(self.control_images))
         guidance = self.task.guidance(self)
         noise: NoiseSource = NOISES[self.noise](self.seed, self.num_images)
@@ -112,7 +134,8 @@ class Run:
 
     def images(self, latents: F32) -> list[GeneratedImage]:
         """Pictures of the latents of one of the steps, with their parameters."""
-        pictures = enumerate(self.pipeline.decode(latents))
+        pipeline = self.pipeline if self.then is None else self.then.pipeline
+        pictures = enumerate(pipeline.decode(latents))
         return [GeneratedImage(image, self.parameters(k)) for k, image in pictures]
 
     def parameters(self, k: int) -> Parameters:
@@ -148,9 +171,15 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
     Warns:
         ImageConverted, ImageResized: a picture to start from, or a mask, has another mode or size.
     """
-    space, family = pipeline.latent_space, pipeline.bundle.family
     given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
-    task = choose(family.pipelines, given)
+    task = choose(pipeline.bundle.family.pipelines, given)
+    if "denoising_start" in given and "latents" not in given:
+        raise UsageError(f"denoising_start {given['denoising_start']}; wanted the latents that were left there as well")
+    return _plan(pipeline, task, prompt, negative_prompt, given)
+
+
+def _plan(pipeline: Pipeline, task: Task, prompt: str, negative_prompt: str, given: dict[str, Any]) -> Run:
+    space, family = pipeline.latent_space, pipeline.bundle.family
     size = space.width, space.height
     if "image" in given:
         pipeline.bundle.prefetch("vae_encoder")
@@ -158,10 +187,15 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
     if (static := pipeline.bundle.manifest.static) is not None:
         size = static.width, static.height
     defaults: dict[str, Any] = {"noise": "numpy", "width": size[0], "height": size[1], "num_images": 1}
+    if "refiner" in given:
+        defaults["denoising_end"] = 0.8
+    if "hires_scale" in given:
+        defaults |= {"hires_strength": 0.6, "hires_upscaler": "latent"}
     chosen = defaults | dataclasses.asdict(family.defaults) | dict(task.defaults) | given
     name = short_name(chosen.pop("scheduler", pipeline.scheduler_config.get("_class_name", "")))
     sigmas = chosen.pop("sigmas", None)
     config = with_mu(pipeline.scheduler_config, space.shape(chosen["width"], chosen["height"]))
+    refiner = chosen.pop("refiner", None)
     seed = chosen.pop("seed", None)
     chosen |= {key: float(chosen[key]) for key in NUMBERS & chosen.keys()}
     run = Run(
@@ -173,10 +207,28 @@ def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settin
         sigmas=sigmas if sigmas is None or isinstance(sigmas, str) else ",".join(map(str, sigmas)),
         tables=make_scheduler(name, config, chosen["num_inference_steps"], sigmas=sigmas),
         seed=secrets.randbits(32) if seed is None else seed,
+        refiner=None if refiner is None else refiner.bundle.manifest.source,
         controlnet_conditioning_scale=_scales(chosen.pop("controlnet_conditioning_scale", None), given),
         **chosen,
     )
-    return dataclasses.replace(run, **fitted_images(run))
+    return dataclasses.replace(run, then=_second_pass(run, given), **fitted_images(run))
+
+
+def _second_pass(run: Run, given: dict[str, Any]) -> Run | None:
+    """What goes on with the latents of `run`, told what was `given`. Its noise begins anew with the run's seed."""
+    if run.hires_scale is not None:
+        pipeline, task = run.pipeline, HIRES
+        own = {key: value for key, value in given.items() if key not in {"image", "latents", "hires_scale"}}
+        own |= {"strength": run.hires_strength, "hires_upscaler": run.hires_upscaler}
+        width, height = pipeline.latent_space.whole(*(int(size * run.hires_scale) for size in (run.width, run.height)))
+    elif "refiner" in given:
+        pipeline, width, height = given["refiner"], run.width, run.height
+        own = {key: given[key] for key in FOR_REFINER & given.keys()} | {"denoising_start": run.denoising_end}
+        task = choose(pipeline.bundle.family.pipelines, own)
+    else:
+        return None
+    own |= {"seed": run.seed, "width": width, "height": height}
+    return _plan(pipeline, task, run.prompt, run.negative_prompt, own)
 
 
 def fitted_images(run: Run) -> dict[str, Any]:
@@ -196,7 +248,7 @@ def fitted_images(run: Run) -> dict[str, Any]:
     return fields
 
 
-def _scales(told: float | Sequence[float] | None, given: Mapping[str, Any]) -> tuple[float, ...]:
+def _scales(told: float | Sequence[float] | None, given: dict[str, Any]) -> tuple[float, ...]:
     """One for each of the ControlNets, from what is told of them."""
     images = len(given.get("control_images", ()))
     if told is None:

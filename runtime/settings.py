@@ -10,6 +10,8 @@ from .arrays import F32
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .pipeline import Pipeline
+
 
 class Settings(TypedDict, total=False):
     """The keyword arguments of a run. One that is left out, or None, is the default.
@@ -33,6 +35,10 @@ class Settings(TypedDict, total=False):
     control_images: a picture for each ControlNet of the bundle; resized as well.
     controlnet_conditioning_scale: how much each of them has to say, or all alike; by default 1.
     denoising_end: stop after this fraction of the training's timesteps, between 0 and 1, and leave noise in `latents`.
+    refiner: another model that goes on at `denoising_end`, 0.8 unless told, as SDXL's refiner does; it reads `prompt`.
+    hires_scale: draw again, enlarged by this, what was drawn; above 1.
+    hires_strength: how much of the enlarged picture may change, as `strength` has it; 0.6.
+    hires_upscaler: what is enlarged, a name in `UPSCALERS`: "latent" or "pixels". "latent".
     denoising_start: go on from there, with `latents` as another model left them.
     """
 
@@ -56,3 +62,7 @@ class Settings(TypedDict, total=False):
     controlnet_conditioning_scale: float | Sequence[float] | None
     denoising_end: float | None
     denoising_start: float | None
+    refiner: Pipeline | None
+    hires_scale: float | None
+    hires_strength: float | None
+    hires_upscaler: str | None

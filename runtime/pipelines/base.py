@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from ..run import Run
 
 
+# The options of those that a second pass can follow: in a larger size, or of another model.
+ENLARGED = frozenset({"hires_scale", "hires_strength", "hires_upscaler"})
+REFINED = frozenset({"denoising_end", "refiner"})
+
+
 @dataclass(frozen=True, eq=False)
 class Start:
     """The latents (num_images, channels, height, width) to begin with.
@@ -40,12 +45,13 @@ class Task:
 
     `takes` are the settings that it cannot do without, and by which it is told from the others; `options` are those
     that have a say in it and not in all others. `first_call` is the call of the scheduler that gets the latents.
-    `defaults` go before those of the family.
+    `defaults` go before those of the family. One that `enlarges` takes latents of another size.
     """
 
     begin: Callable[[Run, NoiseSource], Start]
     takes: frozenset[str] = frozenset()
     options: frozenset[str] = frozenset()
     defaults: Mapping[str, float] = field(default_factory=dict)
+    enlarges: bool = False
     first_call: Callable[[Run], int] = lambda run: 0
     guidance: Callable[[Run], Guidance] = guide

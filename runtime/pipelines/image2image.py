@@ -13,7 +13,7 @@ from ..arrays import F32
 from ..images import from_pil
 from ..noise import NoiseSource
 from ..schedulers import start_call
-from .base import Start, Task
+from .base import ENLARGED, REFINED, Start, Task
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -25,16 +25,14 @@ def first_call(run: Run) -> int:
 
 
 def encode(run: Run, sample: F32, noise: NoiseSource) -> F32:
-    """Latents of a picture (1, 3, height, width), (num_images, channels, height / 8, width / 8) as the UNet has them.
+    """Latents (num_images, channels, height / 8, width / 8), as the UNet has them, of pictures (n, 3, height, width).
 
-    Each picture of the run has its own sample of what the encoder says.
+    n is num_images, or 1 for all. Each picture of the run has its own sample of what the encoder says.
     """
     space = run.pipeline.latent_space
-    (encoded,) = run.pipeline.bundle.engine("vae_encoder")({"sample": sample}).values()
+    encoded = run.pipeline.encode(sample).repeat(run.num_images // len(sample), axis=0)
     drawn = draw_for_encoder(run, noise)
-    return (
-        space.for_unet(encoded).repeat(run.num_images, axis=0) if drawn is None else space.from_encoder(encoded, drawn)
-    )
+    return space.for_unet(encoded) if drawn is None else space.from_encoder(encoded, drawn)
 
 
 def draw_for_encoder(run: Run, noise: NoiseSource) -> F32 | None:
@@ -60,7 +58,7 @@ def begin(run: Run, noise: NoiseSource) -> Start:
 
 IMAGE2IMAGE = Task(
     takes=frozenset({"image"}),
-    options=frozenset({"strength", "denoising_end"}),
+    options=frozenset({"strength"}) | ENLARGED | REFINED,
     first_call=first_call,
     begin=begin,
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..noise import NoiseSource
-from .base import Start, Task
+from .base import ENLARGED, REFINED, Start, Task
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -21,4 +21,4 @@ def begin(run: Run, noise: NoiseSource) -> Start:
     return Start(latents.astype(np.float32) * run.tables.init_noise_sigma)
 
 
-TEXT2IMAGE = Task(begin=begin, options=frozenset({"denoising_end"}))
+TEXT2IMAGE = Task(begin=begin, options=ENLARGED | REFINED)

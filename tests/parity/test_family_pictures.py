@@ -131,6 +131,26 @@ def test_picture_is_that_of_diffusers(case: Case, checkpoints: Any, bundles: Any
         assert_same(*pair)
 
 
+@pytest.mark.parametrize("refiner", ["sdxl", pytest.param("sdxl_refiner", marks=pytest.mark.slow)])
+def test_base_and_refiner_are_those_of_diffusers(refiner: str, checkpoints: Any, bundles: Any) -> None:
+    settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 5.0}
+    with Pipeline.load(bundles("sdxl")) as base, Pipeline.load(bundles(refiner)) as second:
+        (ours,) = base(
+            "a red apple", "blurry", seed=3, noise="torch-cpu", refiner=second, denoising_end=0.6, **settings
+        )
+    told: Any = settings | {"prompt": "a red apple", "negative_prompt": "blurry"}
+    theirs: Any = diffusers.StableDiffusionXLImg2ImgPipeline
+    again = theirs(**load_pipeline(checkpoints(refiner)).components, requires_aesthetics_score=refiner != "sdxl")
+    first = load_pipeline(checkpoints("sdxl"))
+    for pipeline in (first, again):
+        pipeline.set_progress_bar_config(disable=True)
+    with quiet():
+        generator = torch.Generator("cpu").manual_seed(3)
+        latents = first(**told, denoising_end=0.6, output_type="latent", generator=generator).images
+        (reference,) = again(**told, denoising_start=0.6, image=latents).images
+    assert_same(np.asarray(ours.image), np.asarray(reference))
+
+
 @pytest.fixture(scope="module")
 def half_bundles(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The bundles of `checkpoints` in float16."""

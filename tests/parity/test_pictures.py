@@ -204,6 +204,41 @@ def test_inpainting_with_masked_latents_is_that_of_diffusers(builtin: Pair, sche
     assert_same(np.asarray(ours.image), np.asarray(reference))
 
 
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
+@pytest.mark.parametrize("upscaler", ["latent", "pixels"])
+def test_two_passes_are_those_of_diffusers_by_hand(builtin: Pair, upscaler: str) -> None:
+    """Text to image, then, enlarged by torch or by diffusers, image to image, each with the noise of the seed."""
+    prompt, settings = "a blue car, 3d", {"num_inference_steps": 5, "guidance_scale": 5.0}
+    (ours,) = builtin.ours(
+        prompt,
+        seed=3,
+        noise="torch-cpu",
+        scheduler="euler_a",
+        width=64,
+        height=72,
+        hires_scale=1.5,
+        hires_strength=0.8,
+        hires_upscaler=upscaler,
+        **settings,  # type: ignore[arg-type]
+    )
+    kind: Any = diffusers.StableDiffusionImg2ImgPipeline
+    again = kind(**builtin.theirs.components)
+    again.set_progress_bar_config(disable=True)
+    again.scheduler = builtin.theirs.scheduler = ALL["euler_a"].from_config(builtin.pipeline_config)
+    told: Any = settings | {"generator": torch.Generator("cpu").manual_seed(3)}
+    with quiet():
+        kept = "latent" if upscaler == "latent" else "pil"
+        first = builtin.theirs(prompt, width=64, height=72, output_type=kept, **told).images
+        if upscaler == "latent":
+            enlarged = torch.nn.functional.interpolate(first, size=(13, 12), mode="bilinear")
+        else:
+            enlarged = first[0].resize((96, 104), Image.Resampling.LANCZOS)
+        told["generator"] = torch.Generator("cpu").manual_seed(3)
+        (reference,) = again(prompt, image=enlarged, strength=0.8, **told).images
+    assert reference.size == (96, 104)
+    assert_same(np.asarray(ours.image), np.asarray(reference))
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_the_built_in_model_draws_what_diffusers_draws(builtin: Pair, scheduler: str) -> None:
     assert_same(*builtin.draw("a red apple, 3d", scheduler, noise(16, 16)))
