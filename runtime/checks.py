@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgediffusion.engines.errors import UsageError
 
+from .controlnet import CONTROL_SETTINGS
 from .noise import NOISES
 from .pipelines.hires import UPSCALERS
 from .schedulers.config import pick
@@ -124,9 +125,15 @@ def _check_controlnets(run: Run) -> None:
     images, wanted = len(run.control_images), len(run.pipeline.controlnets)
     if images not in (0, wanted):
         raise UsageError(f"{images} control_images; this model has {wanted} ControlNets, wanted one for each or none")
-    if not images and run.controlnet_conditioning_scale:
-        raise UsageError("controlnet_conditioning_scale has no effect without control_images; leave it out")
-    if (scales := len(run.controlnet_conditioning_scale)) != images:
-        raise UsageError(
-            f"{scales} values of controlnet_conditioning_scale; wanted one, or as many as control_images, {images}"
-        )
+    for name in CONTROL_SETTINGS:
+        values = len(getattr(run, name))
+        if not images and values:
+            raise UsageError(f"{name} has no effect without control_images; leave it out")
+        if values != images:
+            raise UsageError(f"{values} values of {name}; wanted one, or as many as control_images, {images}")
+    for start, end in zip(run.control_guidance_start, run.control_guidance_end, strict=True):
+        if not 0 <= start < end <= 1:
+            raise UsageError(
+                f"control_guidance_start {start} and control_guidance_end {end}; "
+                "wanted the first below the second, both in 0 to 1"
+            )

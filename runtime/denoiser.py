@@ -15,6 +15,15 @@ from .guidance import Guidance
 
 
 @dataclass(frozen=True, eq=False)
+class Control:
+    """A ControlNet, bound to its picture, and how much it has to say in which calls of the scheduler."""
+
+    engine: Engine
+    scale: float
+    calls: frozenset[int]
+
+
+@dataclass(frozen=True, eq=False)
 class Denoiser:
     """Predicts the noise. The engines are bound to what stays the same in every step: (branches * num_images, ...).
 
@@ -25,22 +34,26 @@ class Denoiser:
     unet: Engine
     guidance: Guidance
     channels: F32 | None = None
-    controlnets: Sequence[Engine] = ()
+    controls: Sequence[Control] = ()
 
     def __call__(self, sample: F32, timestep: F32, i: int) -> F32:
         """See `loop.Predict`."""
         feeds = {"sample": np.concatenate([sample] * self.guidance.branches), "timestep": timestep}
-        residuals = add_residuals(self.controlnets, feeds)
+        residuals = add_residuals(self.controls, feeds, i)
         if self.channels is not None:
             feeds["sample"] = np.concatenate([feeds["sample"], self.channels], axis=1)
         return self.guidance(self.unet(feeds | residuals)["out_sample"])
 
 
-def add_residuals(controlnets: Sequence[Engine], feeds: Mapping[str, Array]) -> dict[str, F32]:
-    """The sum over the ControlNets of what the UNet is to add (Zhang et al., arXiv:2302.05543), as its inputs."""
+def add_residuals(controls: Sequence[Control], feeds: Mapping[str, Array], i: int) -> dict[str, F32]:
+    """What the UNet is to add in call `i`, as its inputs: the ControlNets' sum (Zhang et al., arXiv:2302.05543).
+
+    Where none has a say the first one is called, as the UNet wants an answer, with a scale of 0.
+    """
     total: dict[str, F32] = {}
-    for controlnet in controlnets:
-        for name, residual in controlnet(feeds).items():
+    for control in [control for control in controls if i in control.calls] or controls[:1]:
+        scale = np.array([control.scale if i in control.calls else 0], np.float32)
+        for name, residual in control.engine({**feeds, "conditioning_scale": scale}).items():
             key = name.replace("res_sample", "additional_residual")
             total[key] = total[key] + residual if key in total else residual
     return total

@@ -102,13 +102,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="for a ControlNet of the model; once for each",
     )
-    add(
-        "--controlnet-conditioning-scale",
-        type=float,
-        action="append",
-        metavar="X",
-        help="how much it has to say; once for each, default: 1",
-    )
+    for_each: Any = {"type": float, "action": "append", "metavar": "X"}
+    add("--controlnet-conditioning-scale", **for_each, help="how much it has to say; once for each, default: 1")
+    add("--control-guidance-start", **for_each, help="from which part of the steps on; once for each, default: 0")
+    add("--control-guidance-end", **for_each, help="up to which part of them; once for each, default: 1")
     add("--hires-scale", type=float, metavar="X", help="draw the picture again, X times as large; above 1")
     add("--hires-strength", type=float, metavar="X", help="how much of it may change then; default: 0.6")
     add("--hires-upscaler", metavar="NAME", help="what is enlarged: latent or pixels; default: latent")

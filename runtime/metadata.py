@@ -88,6 +88,8 @@ class Parameters:
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
     controlnet_conditioning_scale: Sequence[float] | None = None
+    control_guidance_start: Sequence[float] | None = None
+    control_guidance_end: Sequence[float] | None = None
     denoising_start: float | None = None
     denoising_end: float | None = None
     refiner: str | None = None

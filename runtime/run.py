@@ -14,7 +14,7 @@ from edgediffusion.engines.errors import UsageError
 from .arrays import F32
 from .checks import check_run
 from .conditioning import condition
-from .controlnet import bind_controlnets
+from .controlnet import CONTROL_SETTINGS, bind_controlnets
 from .denoiser import Denoiser
 from .images import GeneratedImage, fit, light
 from .loop import Step, denoise
@@ -72,6 +72,8 @@ class Run:
     mask: Image | None = None
     control_images: Sequence[Image] = ()
     controlnet_conditioning_scale: tuple[float, ...] = ()
+    control_guidance_start: tuple[float, ...] = ()
+    control_guidance_end: tuple[float, ...] = ()
     denoising_end: float | None = None
     denoising_start: float | None = None
     refiner: str | None = None
@@ -140,6 +142,7 @@ class Run:
 
     def parameters(self, k: int) -> Parameters:
         """What makes picture `k`. Its seed is seed + k, and None where the noise was given as latents."""
+        controls: dict[str, Any] = {name: getattr(self, name) or None for name in CONTROL_SETTINGS}
         return Parameters(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
@@ -156,7 +159,7 @@ class Run:
             model=self.pipeline.bundle.manifest.source,
             model_hash=self.pipeline.bundle.manifest.model_hash,
             version=f"edgediffusion {__version__}",
-            controlnet_conditioning_scale=self.controlnet_conditioning_scale or None,
+            **controls,
             denoising_start=self.denoising_start,
             **{name: getattr(self, name) for name in self.task.options},
         )
@@ -197,6 +200,7 @@ def _plan(pipeline: Pipeline, task: Task, prompt: str, negative_prompt: str, giv
     config = with_mu(pipeline.scheduler_config, space.shape(chosen["width"], chosen["height"]))
     refiner = chosen.pop("refiner", None)
     seed = chosen.pop("seed", None)
+    chosen |= {name: _of_each(name, given) for name in CONTROL_SETTINGS}
     chosen |= {key: float(chosen[key]) for key in NUMBERS & chosen.keys()}
     run = Run(
         pipeline=pipeline,
@@ -208,7 +212,6 @@ def _plan(pipeline: Pipeline, task: Task, prompt: str, negative_prompt: str, giv
         tables=make_scheduler(name, config, chosen["num_inference_steps"], sigmas=sigmas),
         seed=secrets.randbits(32) if seed is None else seed,
         refiner=None if refiner is None else refiner.bundle.manifest.source,
-        controlnet_conditioning_scale=_scales(chosen.pop("controlnet_conditioning_scale", None), given),
         **chosen,
     )
     return dataclasses.replace(run, then=_second_pass(run, given), **fitted_images(run))
@@ -248,10 +251,9 @@ def fitted_images(run: Run) -> dict[str, Any]:
     return fields
 
 
-def _scales(told: float | Sequence[float] | None, given: dict[str, Any]) -> tuple[float, ...]:
-    """One for each of the ControlNets, from what is told of them."""
+def _of_each(name: str, given: dict[str, Any]) -> tuple[float, ...]:
+    """One of `CONTROL_SETTINGS` for each ControlNet, from what is told of them."""
     images = len(given.get("control_images", ()))
-    if told is None:
-        return (1.0,) * images
-    scales = tuple(map(float, told)) if isinstance(told, Sequence) else (float(told),)
-    return scales * images if len(scales) == 1 and images else scales
+    told = given.get(name, (CONTROL_SETTINGS[name],) * images)
+    values = tuple(map(float, told)) if isinstance(told, Sequence) else (float(told),)
+    return values * images if len(values) == 1 and images else values

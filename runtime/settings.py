@@ -34,6 +34,7 @@ class Settings(TypedDict, total=False):
     image_guidance_scale: how closely instruct-pix2pix keeps to `image`, from 1 up. The default is the family's.
     control_images: a picture for each ControlNet of the bundle; resized as well.
     controlnet_conditioning_scale: how much each of them has to say, or all alike; by default 1.
+    control_guidance_start, control_guidance_end: in which part of the run's steps each has a say, 0 to 1; all of them.
     denoising_end: stop after this fraction of the training's timesteps, between 0 and 1, and leave noise in `latents`.
     refiner: another model that goes on at `denoising_end`, 0.8 unless told, as SDXL's refiner does; it reads `prompt`.
     hires_scale: draw again, enlarged by this, what was drawn; above 1.
@@ -60,6 +61,8 @@ class Settings(TypedDict, total=False):
     image_guidance_scale: float | None
     control_images: Sequence[Image] | None
     controlnet_conditioning_scale: float | Sequence[float] | None
+    control_guidance_start: float | Sequence[float] | None
+    control_guidance_end: float | Sequence[float] | None
     denoising_end: float | None
     denoising_start: float | None
     refiner: Pipeline | None

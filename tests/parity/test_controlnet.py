@@ -79,7 +79,7 @@ def run_unet(unet: Any) -> Function:
 def draw(checkpoints: Callable[[str], Path], bundles: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Draw:
     """Draws a red apple with a scale for each ControlNet: by ours, which may be told others, and by diffusers."""
 
-    def draw(*scales: float, told: tuple[float, ...] = ()) -> tuple[Picture, Picture]:
+    def draw(*scales: float, told: tuple[float, ...] = (), **parts: list[float]) -> tuple[Picture, Picture]:
         theirs = load_pipeline(checkpoints("sdxl"))
         controlnets = [make_controlnet(theirs.unet, seed) for seed in range(len(scales))]
         settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 5.0, "width": 64, "height": 64}
@@ -91,6 +91,7 @@ def draw(checkpoints: Callable[[str], Path], bundles: Callable[[str], Path], mon
                 noise="torch-cpu",
                 control_images=EDGES[: len(scales)],
                 controlnet_conditioning_scale=told or scales,
+                **parts,  # type: ignore[arg-type]
                 **settings,
             )
         pipeline: Any = diffusers.StableDiffusionXLControlNetPipeline
@@ -103,6 +104,7 @@ def draw(checkpoints: Callable[[str], Path], bundles: Callable[[str], Path], mon
                 generator=torch.Generator("cpu").manual_seed(3),
                 image=EDGES[: len(scales)],
                 controlnet_conditioning_scale=list(scales),
+                **parts,
                 **settings,
             ).images
         return np.asarray(ours.image), np.asarray(reference)
@@ -142,6 +144,11 @@ def _free(names: list[str]) -> tuple[TensorSpec, ...]:
 @pytest.mark.parametrize("scales", [(1.0,), (0.7, 0.4)])
 def test_picture_is_that_of_diffusers(draw: Draw, scales: tuple[float, ...]) -> None:
     assert_same(*draw(*scales))
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+def test_each_has_a_say_in_its_part_of_the_steps(draw: Draw) -> None:
+    assert_same(*draw(0.7, 0.4, control_guidance_start=[0.2, 0.4], control_guidance_end=[0.6, 0.8]))
 
 
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

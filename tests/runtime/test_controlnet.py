@@ -88,6 +88,14 @@ def test_residuals_are_summed_and_scaled(pipeline: Pipeline, opened: Opened) -> 
     np.testing.assert_allclose(unet["mid_block_additional_residual"], 10 * (0.5 * 51 / 255 + 2), rtol=1e-6)
 
 
+def test_a_controlnet_has_a_say_between_start_and_end(pipeline: Pipeline, opened: Opened) -> None:
+    told: dict[str, Any] = {"control_guidance_start": [0.25, 0.5], "control_guidance_end": [0.5, 0.75]}
+    list(pipeline.steps("a car", control_images=[WHITE, GREY], num_inference_steps=4, guidance_scale=1, **told))
+    added = [feeds["down_block_additional_residual_0"] for name, feeds in opened.calls if name == "unet_with_residuals"]
+    np.testing.assert_allclose([residual.mean() for residual in added], [0, 1, 0.2, 0], rtol=1e-6)
+    assert [name for name, _ in opened.calls].count("controlnet") == 4
+
+
 def test_without_a_picture_the_plain_unet_draws(pipeline: Pipeline, opened: Opened) -> None:
     list(pipeline.steps("a car", num_inference_steps=1))
     assert {name for name, _ in opened.calls} == {"text_encoder", "unet"}
@@ -97,6 +105,7 @@ def test_without_a_picture_the_plain_unet_draws(pipeline: Pipeline, opened: Open
 def test_the_scale_is_in_the_parameters(pipeline: Pipeline) -> None:
     run = pipeline.steps("a car", control_images=[GREY, WHITE])
     assert run.parameters(0).controlnet_conditioning_scale == (1.0, 1.0)
+    assert run.parameters(0).control_guidance_end == (1.0, 1.0)
     assert pipeline.steps("a car").parameters(0).controlnet_conditioning_scale is None
     assert Parameters.from_json(run.parameters(0).to_json()).controlnet_conditioning_scale == [1.0, 1.0]
 
@@ -109,6 +118,11 @@ def test_the_scale_is_in_the_parameters(pipeline: Pipeline) -> None:
             {"control_images": [GREY, GREY], "controlnet_conditioning_scale": [1.0] * 3},
             "3 values of controlnet_conditioning_scale; wanted one, or as many as control_images, 2",
         ),
+        (
+            {"control_images": [GREY, GREY], "control_guidance_start": 0.5, "control_guidance_end": [1, 0.5]},
+            r"control_guidance_start 0\.5 and control_guidance_end 0\.5; wanted the first below the second, both in 0",
+        ),
+        ({"control_guidance_end": 0.5}, "control_guidance_end has no effect without control_images; leave it out"),
         ({"controlnet_conditioning_scale": 0.5}, "controlnet_conditioning_scale has no effect without control_images"),
         (
             {"control_images": [GREY, GREY], "controlnet_conditioning_scale": float("nan")},
