@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from edgediffusion.runtime.arguments import Parser
 from edgediffusion.runtime.cli import Command
 
+from .batches import batches
 from .cold_start import cold_start
 from .footprint import footprint
 from .scheduler_step import scheduler_step
 
 BENCHMARKS: dict[str, Command] = {
+    "batches": batches,
     "cold-start": cold_start,
     "footprint": footprint,
     "scheduler-step": scheduler_step,
@@ -25,7 +27,7 @@ def bench(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "benchmark",
         choices=BENCHMARKS,
-        help="how long a picture takes, what it takes in memory and on disk, or how long a sampler's step takes",
+        help="how long a picture takes, alone or in a batch, what it takes in memory and on disk, or a sampler's step",
     )
     benchmark = parser.parse_args(arguments[:1]).benchmark
     return BENCHMARKS[benchmark](arguments[1:])

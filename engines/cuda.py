@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BackendUnavailable, EngineError
+from .errors import BackendUnavailable, EngineError, OutOfMemory
 from .spec import Array
 
 _REMEDY = "pip install cuda-bindings"
@@ -43,8 +43,10 @@ def call(name: str, *arguments: Any) -> Any:
     """
     status, *given = getattr(_api(), f"cuda{name}")(*arguments)
     if int(status) != 0:
-        hint = "; take a smaller --size or fewer --num-images" if status.name == "cudaErrorMemoryAllocation" else ""
-        raise EngineError(f"CUDA: {name} failed with {status.name}{hint}")
+        message = f"CUDA: {name} failed with {status.name}"
+        if status.name == "cudaErrorMemoryAllocation":
+            raise OutOfMemory(f"{message}; take a smaller --size or --batch-size")
+        raise EngineError(message)
     return given[0] if given else None
 
 

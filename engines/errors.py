@@ -5,7 +5,8 @@
     │   └── UnknownName (ValueError)        a name that is in no table; the message lists the known ones
     ├── BackendUnavailable (ImportError)    a backend, device or extra that is not installed or does not work here
     ├── GraphMismatch (ValueError)          arrays that do not fit a graph's inputs or outputs
-    ├── EngineError (RuntimeError)          a graph that fails while it runs: out of memory, say
+    ├── EngineError (RuntimeError)          a graph that fails while it runs
+    │   └── OutOfMemory (MemoryError)       for want of the device's memory: less at once may do
     ├── BundleError (ValueError)            a bundle that is missing, incomplete, altered or too new
     └── ExportError (ValueError)            a checkpoint that cannot become a bundle
 
@@ -65,6 +66,10 @@ class GraphMismatch(EdgeDiffusionError, ValueError):
 
 class EngineError(EdgeDiffusionError, RuntimeError):
     """A graph that fails while it runs."""
+
+
+class OutOfMemory(EngineError, MemoryError):
+    """A graph that fails for want of memory."""
 
 
 class BundleError(EdgeDiffusionError, ValueError):

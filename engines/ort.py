@@ -11,9 +11,9 @@ from pathlib import Path
 import onnxruntime
 
 from .base import Building, Engine, HostEngine
-from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, EngineError, one_line
+from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, one_line
 from .ort_cuda import CPU, open_session
-from .ort_device import DeviceRun, on_device
+from .ort_device import DeviceRun, failed, on_device
 from .ort_tensorrt import PROVIDERS
 from .ort_tensorrt import open_session as open_provider
 from .spec import Array, GraphSpec
@@ -97,4 +97,4 @@ def _run(session: onnxruntime.InferenceSession, spec: GraphSpec, feeds: Mapping[
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as error:
-        raise EngineError(f"{spec.name}: ONNX Runtime failed ({one_line(error)})") from error
+        raise failed(spec.name, "cpu", error) from error

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from .base import unsent
-from .errors import EngineError, one_line
+from .errors import EngineError, OutOfMemory, one_line
 from .spec import Array, GraphSpec, TensorSpec
 
 # Sets of input shapes whose launches are captured: each keeps its inputs and outputs on the device, and its graph of
@@ -122,11 +122,14 @@ class DeviceRun:
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(tensor.dtype).type, self._device)
 
 
+_NO_MEMORY = ("allocate memory", "out of memory", "cuda failure 2:", "bad allocation", "bad_alloc")
+
+
 def failed(name: str, device: str, error: Exception) -> EngineError:
     """What to raise when `name` fails on `device`."""
     reason = one_line(error)
-    if any(words in reason.lower() for words in ("allocate memory", "out of memory", "cuda failure 2:")):
-        return EngineError(
+    if any(words in reason.lower() for words in _NO_MEMORY):
+        return OutOfMemory(
             f"{name}: out of memory on {device}; take a smaller picture, fewer at once, or free what else is there "
             f"({reason})"
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from .base import Building, Engine, HostEngine, unsent
 from .cuda import DeviceMemory, Launches, Staging, Stream
-from .errors import EngineError
+from .errors import EngineError, OutOfMemory
 from .profile import Profile, sizes_of
 from .spec import Array, GraphSpec
 from .store import DamagedEngine, Entry, NoEngine
@@ -96,7 +96,7 @@ class Plan:
         if profile not in self._contexts:
             context = self._tensorrt.new_context(self.engine)
             if context is None:
-                raise EngineError(f"{self.entry.plan}: no context could be made; is the device's memory full?")
+                raise OutOfMemory(f"{self.entry.plan}: no context could be made; is the device's memory full?")
             if self.engine.num_optimization_profiles > 1:
                 context.set_optimization_profile_async(profile, int(stream.handle))
                 stream.wait()

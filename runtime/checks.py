@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgediffusion.engines.errors import UsageError
 
+from .batches import AUTO, batch_limit
 from .controlnet import CONTROL_SETTINGS
 from .noise import NOISES
 from .pipelines.hires import UPSCALERS
@@ -41,6 +42,8 @@ def check_run(run: Run) -> None:
 def _check_numbers(run: Run) -> None:
     if run.num_images < 1:
         raise UsageError(f"num_images {run.num_images}; wanted 1 or more")
+    if run.batch_size not in (None, AUTO) and not (isinstance(run.batch_size, int) and run.batch_size > 0):
+        raise UsageError(f"batch_size {run.batch_size}; wanted 1 or more, or auto")
     if run.seed < 0:
         raise UsageError(f"seed {run.seed}; wanted 0 or more")
     for name, usual in _SCALES.items():
@@ -70,7 +73,8 @@ def _check_static(run: Run) -> None:
             f"draw that, or {_EXPORT_AGAIN}"
         )
     rows = manifest.graphs["unet"].spec.inputs[0].shape[0]
-    if (got := run.num_images * run.task.guidance(run).branches) != rows:
+    together = batch_limit(run) or run.num_images
+    if (got := (run.num_images % together or together) * run.task.guidance(run).branches) != rows:
         usual = f"num_images {static.batch}" + (" with guidance" if rows != static.batch else "")
         raise UsageError(
             f"num_images {run.num_images} at guidance_scale {run.guidance_scale:g}: a batch of {got} for the UNet; "

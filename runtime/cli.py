@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say("error", error)
             return 2
         except MemoryError as error:
-            _say("error", f"out of memory ({error}); take a smaller --size or fewer --num-images")
+            _say("error", f"out of memory ({error}); take a smaller --size or --batch-size")
             return 2
         except KeyboardInterrupt:
             sys.stderr.write("edgediffusion: interrupted\n")

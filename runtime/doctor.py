@@ -67,7 +67,20 @@ def _memory() -> int | None:
         return None
 
 
-def free_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that a program can have now; None where the system does not say."""
+def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that a program can have now, in its container; None where the system does not say."""
     match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.exists() else "", re.MULTILINE)
-    return None if match is None else int(match[1]) << 10
+    if match is None:
+        return None
+    free = int(match[1]) << 10
+    try:
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)", (cgroup / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # there is no container, or it has no limit: "max"
+        return free
+    return min(free, limit - used + int(cached[1] if cached else 0))
+
+
+def resident_memory(statm: Path = Path("/proc/self/statm")) -> int:
+    """Bytes that this process has now; the system must be one where `free_memory` is not None."""
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -31,6 +31,7 @@ def generate(arguments: Sequence[str]) -> int:
     path = default_path(settings["prompt"]) if options.output is None else options.output
     output = Output(path, several=options.num_images > 1, force=options.force)
 
+    from .batches import draw
     from .pipeline import Pipeline
     from .repeat import warn_of_another_model
 
@@ -42,9 +43,7 @@ def generate(arguments: Sequence[str]) -> int:
         if repeated is not None:
             warn_of_another_model(options.source, repeated, pipeline.bundle.manifest)
         run = pipeline.steps(**settings)
-        for step in _with_progress(run):
-            latents = step.latents
-        for picture in run.images(latents):
+        for picture in draw(run, _with_progress):
             print_line(str(output.write(picture)))
     return 0
 
@@ -113,6 +112,13 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--denoising-end", type=float, metavar="X", help="the part of the noise that is left to it; default: 0.8")
     add("--image-guidance-scale", type=float, metavar="X", help="how closely instruct-pix2pix keeps to the picture")
     add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
+    add(
+        "--batch-size",
+        type=_batch_size,
+        default="auto",
+        metavar="N",
+        help="how many are drawn at once; default: %(default)s, as many as fit into memory",
+    )
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
     add_backend(parser)
     options = parser.parse_args(arguments)
@@ -135,6 +141,13 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r}, wanted WIDTHxHEIGHT, such as 512x512")
     return int(match[1]), int(match[2])
+
+
+def _batch_size(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted a number or auto") from None
 
 
 def _sigmas(text: str) -> str | tuple[float, ...]:

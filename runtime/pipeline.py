@@ -10,6 +10,7 @@ import numpy as np
 from edgediffusion.engines.base import Engine
 
 from .arrays import F32
+from .batches import Room, draw
 from .bundle import Bundle
 from .images import GeneratedImage, to_pil
 from .latents import LatentSpace
@@ -37,6 +38,7 @@ class Pipeline:
         components = (*([] if self.controlnets else ["unet"]), "vae_decoder", *folders)
         bundle.prefetch(*components)
         self.bundle = bundle
+        self.room = Room()
         self.tokenizers = {encoder: ClipTokenizer(bundle.path / folder) for encoder, folder in folders.items()}
         self.force_zeros_for_empty_prompt = bool(
             bundle.config("model_index.json").get("force_zeros_for_empty_prompt", family.force_zeros_for_empty_prompt)
@@ -68,10 +70,7 @@ class Pipeline:
 
     def __call__(self, prompt: str, negative_prompt: str = "", **settings: Unpack[Settings]) -> list[GeneratedImage]:
         """Pictures of `prompt`. For the arguments and errors see `steps`."""
-        run = self.steps(prompt, negative_prompt, **settings)
-        for step in run:
-            final = step.latents
-        return run.images(final)
+        return list(draw(self.steps(prompt, negative_prompt, **settings)))
 
     def steps(self, prompt: str, negative_prompt: str = "", **settings: Unpack[Settings]) -> Run:
         """A run to iterate over, step by step; `decode` makes pictures of any step's latents.

@@ -63,6 +63,7 @@ class Run:
     width: int
     height: int
     num_images: int
+    batch_size: int | str | None = None
     strength: float
     image_guidance_scale: float
     latents: F32 | None = None

@@ -24,7 +24,9 @@ class Settings(TypedDict, total=False):
     noise: a name in `NOISES`: whose random numbers the seed stands for; torch's give what diffusers draws. NumPy's.
     width, height: in pixels, multiples of 8; by default the size that the model was made for, or that of `image`,
         rounded down to such multiples.
-    num_images: pictures drawn together, 1 or more.
+    num_images: how many pictures, 1 or more.
+    batch_size: how many of them are drawn together by a call of the pipeline, or "auto": as many as fit into memory;
+        by default all. A picture is the same in any batch, but for the rounding of sums in another order.
     latents: standard normal noise to start from, (num_images, 4, height / 8, width / 8), instead of the seed's.
     prompt_2, negative_prompt_2: what SDXL's second text encoder reads; by default what the first one does.
     image: a picture to start from, of any mode; it is resized to width and height.
@@ -52,6 +54,7 @@ class Settings(TypedDict, total=False):
     width: int | None
     height: int | None
     num_images: int | None
+    batch_size: int | str | None
     latents: F32 | None
     prompt_2: str | None
     negative_prompt_2: str | None

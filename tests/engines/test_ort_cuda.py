@@ -17,7 +17,7 @@ import pytest
 
 from edgediffusion.engines import ort_cuda, ort_device, probe
 from edgediffusion.engines.base import Engine, HostEngine
-from edgediffusion.engines.errors import BackendUnavailable, BundleError, EngineError
+from edgediffusion.engines.errors import BackendUnavailable, BundleError, EngineError, OutOfMemory
 from edgediffusion.engines.ort_device import DeviceRun
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
@@ -156,7 +156,7 @@ def test_a_graph_whose_launches_cannot_be_captured() -> None:
 @pytest.mark.usefixtures("with_gpu")
 def test_errors_of_a_session() -> None:
     Session.errors += ["Failed to allocate memory for requested buffer of size 3", "no such operator"]
-    with pytest.raises(EngineError, match=r"tiny\.onnx: out of memory on cuda; take a smaller picture, fewer at once"):
+    with pytest.raises(OutOfMemory, match=r"tiny\.onnx: out of memory on cuda; take a smaller picture, fewer at once"):
         open_engine(MODEL, SPEC, device="cuda")
     with pytest.raises(BundleError, match=r"tiny\.onnx: ONNX Runtime cannot load it \(no such operator\); export it"):
         open_engine(MODEL, SPEC, device="cuda")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgediffusion.engines.base import Building, Engine
-from edgediffusion.engines.errors import BackendUnavailable, EngineError
+from edgediffusion.engines.errors import BackendUnavailable, EngineError, OutOfMemory
 from edgediffusion.engines.profile import Profile
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.store import NoEngine, Store
@@ -198,8 +198,8 @@ def test_out_of_memory_while_running(fake: FakeTensorRT, cuda: FakeCuda, model: 
     build(model)
     with open_built(model) as engine:
         cuda.fail["cudaMalloc"] = 2
-        message = r"^CUDA: Malloc failed with cudaErrorMemoryAllocation; take a smaller --size or fewer --num-images$"
-        with pytest.raises(EngineError, match=message):
+        message = r"^CUDA: Malloc failed with cudaErrorMemoryAllocation; take a smaller --size or --batch-size$"
+        with pytest.raises(OutOfMemory, match=message):
             engine(FEEDS)
         np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
 

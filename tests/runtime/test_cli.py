@@ -158,7 +158,7 @@ def test_a_prompt_that_is_too_long_says_what_was_cut(bundle: str, folder: Path, 
         ),
         (
             "--size 99999992x99999992",
-            r"out of memory \(Unable to allocate .*\); take a smaller --size or fewer --num-images",
+            r"out of memory \(Unable to allocate .*\); take a smaller --size or --batch-size",
         ),
         ("--size -8x8", r"argument --size: expected one argument; see: edgediffusion generate --help"),
         ("--num-inference-steps 0", r"num_inference_steps 0"),
