@@ -22,8 +22,8 @@ def parser_with_runs(name: str, description: str, *, runs: int) -> Parser:
     """A parser with --runs (default: `runs`), --cores and --json."""
     parser = Parser(f"bench {name}", description)
     add = parser.add_argument
-    add("--runs", type=_positive, default=runs, metavar="N", help="that count, after a warm-up; default: %(default)s")
-    add("--cores", type=_positive, default=2, metavar="N", help="that all processes share; default: %(default)s")
+    add("--runs", type=positive, default=runs, metavar="N", help="that count, after a warm-up; default: %(default)s")
+    add("--cores", type=positive, default=2, metavar="N", help="that all processes share; default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="write every run's figures and the environment to FILE")
     return parser
 
@@ -72,7 +72,8 @@ def say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """For `type`: 1 or more."""
     try:
         number = int(text)
     except ValueError:

@@ -12,32 +12,46 @@ PROMPT = "a red apple"
 NUM_INFERENCE_STEPS = 20
 SEED = 0
 OURS, THEIRS = "edgediffusion generate", "diffusers"
-_COMMAND = "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"  # as the installed script has it
-_ARGUMENTS = (PROMPT, str(NUM_INFERENCE_STEPS), str(SEED))
+CHECKPOINT = "checkpoint"
+COMMAND = "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"  # as the installed script has it
 
 
-def drawing_commands(bundle: Path, folder: Path, report: Report) -> dict[str, list[str]]:
+def drawing_commands(
+    bundle: Path, folder: Path, report: Report, *, steps: int = NUM_INFERENCE_STEPS
+) -> dict[str, list[str]]:
     """Commands that draw the same picture and write a PNG to `folder`: `OURS`, and `THEIRS` where it is installed.
 
-    For `THEIRS`, the bundle is first written to `folder` in diffusers' own layout.
+    For `THEIRS`, the bundle is first written to `folder` in diffusers' own layout, unless `folder` has that already.
 
     Raises:
         EdgeDiffusionError: the bundle cannot be opened by diffusers.
     """
-    options = ["--num-inference-steps", _ARGUMENTS[1], "--seed", _ARGUMENTS[2], "--force"]
-    ours = [sys.executable, "-c", _COMMAND, "generate", PROMPT, *options, "-o", "ours.png", "--bundle", str(bundle)]
+    options = ["--num-inference-steps", str(steps), "--seed", str(SEED), "--force"]
+    ours = [sys.executable, "-c", COMMAND, "generate", PROMPT, *options, "-o", "ours.png", "--bundle", str(bundle)]
     if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers", "transformers")):
         report("torch, diffusers and transformers are not all installed: compared with nothing")
         return {OURS: ours}
-    report("writing the model in diffusers' layout")
-    execute([*_script("save_checkpoint"), str(bundle), "checkpoint"], folder)
-    theirs = [*_script("draw_with_diffusers"), "checkpoint", *_ARGUMENTS, "theirs.png"]
+    write_checkpoint(bundle, folder, report)
+    theirs = [*_script("draw_with_diffusers"), CHECKPOINT, PROMPT, str(steps), str(SEED), "theirs.png"]
     return {OURS: ours, THEIRS: theirs}
+
+
+def write_checkpoint(bundle: Path, folder: Path, report: Report) -> Path:
+    """The bundle as diffusers opens it, in `folder`; written unless it is there.
+
+    Raises:
+        EdgeDiffusionError: the bundle cannot be opened by diffusers.
+    """
+    checkpoint = folder / CHECKPOINT
+    if not checkpoint.exists():
+        report("writing the model in diffusers' layout")
+        execute([*_script("save_checkpoint"), str(bundle), CHECKPOINT], folder)
+    return checkpoint
 
 
 def staged_command(bundle: Path) -> list[str]:
     """A command that does what `OURS` does and prints when each stage ended; see `cold_start.stages`."""
-    return [*_script("draw_in_stages"), str(bundle), *_ARGUMENTS, "staged.png"]
+    return [*_script("draw_in_stages"), str(bundle), PROMPT, str(NUM_INFERENCE_STEPS), str(SEED), "staged.png"]
 
 
 def _script(name: str) -> list[str]:

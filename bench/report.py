@@ -38,16 +38,16 @@ def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def check_new_file(path: Path | None) -> None:
+def check_new_file(path: Path | None, option: str = "json") -> None:
     """Before minutes are spent on what goes there.
 
     Raises:
         UsageError: `path` exists, or its folder doesn't.
     """
     if path is not None and path.exists():
-        raise UsageError(f"json {path} exists; name a new file")
+        raise UsageError(f"{option} {path} exists; name a new file")
     if path is not None and not path.parent.is_dir():
-        raise UsageError(f"json {path}: there is no folder {path.parent}; make it first")
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
 
 
 def write_json(path: Path, settings: Facts, environment: Facts, figures: Iterable[Figure]) -> None:
@@ -57,12 +57,21 @@ def write_json(path: Path, settings: Facts, environment: Facts, figures: Iterabl
         UsageError: `path` cannot be written; nothing is left behind.
     """
     content = {"settings": settings, "environment": environment, "figures": [figure.to_json() for figure in figures]}
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write all of a file, or nothing.
+
+    Raises:
+        UsageError: `path` cannot be written; nothing is left behind.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
-        raise UsageError(f"json {path} cannot be written: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -23,12 +23,13 @@ import numpy as np
 import onnxruntime
 
 from edgediffusion.engines import ort, ort_cuda
-from edgediffusion.engines.spec import Array, GraphSpec
+from edgediffusion.engines.spec import Array
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.doctor import examine
 from edgediffusion.runtime.golden import relative_errors
 from edgediffusion.runtime.pipeline import Pipeline
 
+from ..feeds import random_feeds
 from ..report import installed_versions
 
 CALLS, WARM_UP, INPUTS, STEPS = 60, 8, 10, 20
@@ -58,25 +59,6 @@ def timed(function: Callable[..., object], *arguments: Any, **keywords: Any) -> 
     started = time.perf_counter()
     function(*arguments, **keywords)
     return time.perf_counter() - started
-
-
-def random_feeds(spec: GraphSpec, sizes: dict[str, int], seed: int) -> dict[str, Array]:
-    """Standard normal latents and prompts, a timestep, tokens."""
-    rng = np.random.default_rng(seed)
-    feeds = {}
-    for tensor in spec.inputs:
-        shape = tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
-        values: Array = rng.standard_normal(shape)
-        if tensor.dtype == "int64":
-            values = rng.integers(0, 256, shape)
-        elif tensor.name == "timestep":
-            values = rng.integers(1, 1000, shape)
-        elif tensor.name == "time_ids":
-            values = rng.choice([0, 512, 1024], shape)
-        elif tensor.name == "sample" and spec.name == "vae_encoder":
-            values = np.tanh(values)
-        feeds[tensor.name] = values.astype(tensor.dtype)
-    return feeds
 
 
 def sizes_of(bundle: Bundle, name: str) -> dict[str, int]:
@@ -258,7 +240,7 @@ def device_memory(device: str) -> Iterator[list[int]]:
     if device != "cuda":
         yield peak
         return
-    import pynvml  # type: ignore[import-not-found]
+    import pynvml
 
     pynvml.nvmlInit()
     handle, done = pynvml.nvmlDeviceGetHandleByIndex(0), threading.Event()

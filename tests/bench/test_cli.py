@@ -88,8 +88,12 @@ def test_footprint_and_its_environments(
         (["cold-start", "--json", "nowhere/a.json"], "json nowhere/a.json: there is no folder nowhere; make it first"),
         (["footprint", "--install", "taken"], "install taken exists; name a new folder"),
         (["footprint", "--install", "no/where"], "install no/where: there is no folder no; make it first"),
-        (["slow-start"], "invalid choice: 'slow-start'"),
-        ([], "required: benchmark; see: edgediffusion bench --help"),
+        (["--cases", "unet,nothing"], "unknown case 'nothing'; known: build, disk"),
+        (["--against", "nobody"], "unknown peer 'nobody'; known: diffusers, openvino"),
+        (["--device", "abacus"], "unknown device 'abacus'; known: cpu, cuda"),
+        (["taken", "--random", "sd15"], "--random sd15 and the bundle taken; give one of them"),
+        (["--html", "taken"], "html taken exists; name a new file"),
+        (["--rounds", "0"], "--rounds: '0', wanted 1 or more"),
     ],
 )
 def test_what_cannot_be_used(
@@ -104,15 +108,16 @@ def test_what_cannot_be_used(
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=str(tmp_path)):
-        bench(["cold-start", "--bundle", str(tmp_path)])
+    for arguments in (["cold-start", "--bundle", str(tmp_path)], [str(tmp_path), "--cores", "1"]):
+        with pytest.raises(BundleError, match=str(tmp_path)):
+            bench(arguments)
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "full").touch()
-    with pytest.raises(UsageError, match=r"json .*folder cannot be written: "):
+    with pytest.raises(UsageError, match="folder cannot be written: "):
         write_json(folder, {}, {}, [])
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 

@@ -1,0 +1,38 @@
+"""The networks one by one, each at the batch and size of a generation."""
+
+from __future__ import annotations
+
+from ..feeds import random_feeds
+from ..schema import Parameters
+from ..session import Session
+
+BRANCHES = 2  # of guidance
+
+
+def text_encoder(session: Session) -> None:
+    """The prompt and the negative prompt."""
+    graph(session, "text_encoder", "text_encoder", sizes(session, "text_encoder"))
+
+
+def unet(session: Session) -> None:
+    """One step of one picture, with guidance."""
+    graph(session, "unet", "unet", sizes(session, "unet"))
+
+
+def vae_decoder(session: Session) -> None:
+    """One picture."""
+    graph(session, "vae_decoder", "vae_decoder", sizes(session, "vae_decoder"))
+
+
+def graph(session: Session, case: str, name: str, parameters: Parameters) -> None:
+    """Time the graph `name` with free dimensions at `parameters`; fixed ones stay what they are."""
+    spec = session.manifest.graphs[name].spec
+    session.in_turn(case, name, parameters, random_feeds(spec, dict(parameters)))
+
+
+def sizes(session: Session, name: str, *, latent: int | None = None, rows: int | None = None) -> dict[str, int]:
+    """The free dimensions of the graph `name` for one picture of the model's own size."""
+    latent = session.settings.latent if latent is None else latent
+    batch = 1 if name == "vae_decoder" else BRANCHES
+    found = {"batch": batch if rows is None else rows}
+    return found if name.startswith("text_encoder") else found | {"height": latent, "width": latent}

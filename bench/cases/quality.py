@@ -1,0 +1,60 @@
+"""What fewer steps, or another precision, cost in the picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import sys
+
+import numpy as np
+
+from edgediffusion.engines.spec import Array
+
+from ..contenders import Contender, Worker
+from ..schema import OURS
+from ..session import Session, picture_settings, saved
+from ..workers import PEERS
+from .growth import STEPS
+
+_EQUAL = 120.0  # dB, for pictures that are equal: JSON has no infinity
+
+
+def quality(session: Session) -> None:
+    """PSNR of each contender's picture against float32's: at as many steps, and at the most steps.
+
+    The reference is diffusers in float32, or ours over the bundle `settings.reference`.
+    """
+    reference = _reference(session)
+    session.report(f"quality: the reference is {reference.name} in float32")
+    with reference.start() as worker:
+        worker.ask("load", **reference.request)
+        wanted = {steps: _drawn(session, worker, steps) for steps in STEPS}
+    for worker in session.workers("picture"):
+        for steps in STEPS:
+            drawn = _drawn(session, worker, steps)
+            for against in {steps, STEPS[-1]}:
+                decibels = psnr(drawn, wanted[against])
+                session.record("quality", worker.name, "dB", [(decibels,)], {"steps": steps, "against": against})
+
+
+def _reference(session: Session) -> Contender:
+    ours = session.contenders[0]
+    peer = PEERS["diffusers"]
+    checkpoint = session.folder / "checkpoint"
+    if checkpoint.exists() and all(importlib.util.find_spec(name) is not None for name in peer.needs):
+        request = {**ours.request, "dtype": "float32", "source": str(checkpoint)}
+        return Contender(name="diffusers", python=sys.executable, worker=peer.worker, request=request)
+    return dataclasses.replace(ours, name=OURS, request={**ours.request, "source": str(session.settings.reference)})
+
+
+def _drawn(session: Session, worker: Worker, steps: int) -> Array:
+    worker.ask("prepare", call="picture", feeds=None, parameters=picture_settings(session, steps=steps))
+    worker.run(1)
+    return saved(worker, session.folder / "picture.npz")["images"]
+
+
+def psnr(a: Array, b: Array) -> float:
+    """In dB, of pictures in 0 to 255; at most 120, which stands for equal ones."""
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return _EQUAL if error == 0 else min(_EQUAL, 10 * math.log10(255**2 / error))
