@@ -25,7 +25,8 @@ SHARE = 0.7  # of the free memory; the rest is for what allocations waste, and f
 # at an eighth of the size.
 _LEAST = 4 * 64
 
-PER_PICTURE = ("latents",)  # fields of a run that may have an entry for each picture
+# Fields of a run that may have an entry for each picture.
+PER_PICTURE = ("latents", "prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 
 
 class SmallerBatch(UserWarning):

@@ -22,13 +22,16 @@ def generate(arguments: Sequence[str]) -> int:
     """See `cli.generate`."""
     options = _options(arguments)
 
+    from .jobs import plan_job, read_lines, run_job
     from .metadata import read_parameters
     from .output import Output, default_path
 
     repeated = None if options.source is None else read_parameters(options.source)
     settings = _settings(options, repeated)
 
-    path = default_path(settings["prompt"]) if options.output is None else options.output
+    lines = None if options.prompts is None else read_lines(options.prompts)
+    name = settings.get("prompt", "") if lines is None else options.prompts.stem
+    path = default_path(name) if options.output is None else options.output
     output = Output(path, several=options.num_images > 1, force=options.force)
 
     from .batches import draw
@@ -42,9 +45,15 @@ def generate(arguments: Sequence[str]) -> int:
             settings["refiner"] = stack.enter_context(refiner)
         if repeated is not None:
             warn_of_another_model(options.source, repeated, pipeline.bundle.manifest)
-        run = pipeline.steps(**settings)
-        for picture in draw(run, _with_progress):
-            print_line(str(output.write(picture)))
+        if lines is None:
+            pictures = draw(pipeline.steps(**settings), _with_progress)
+            done = (str(output.write(picture)) for picture in pictures)
+        else:
+            orders = plan_job(pipeline, lines, settings, options.prompts, path)
+            job = run_job(orders, _with_progress, force=options.force)
+            done = (str(written) if drawn else f"{written} (was there)" for written, drawn in job)
+        for line in done:
+            print_line(line)
     return 0
 
 
@@ -74,6 +83,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("prompt", nargs="?", type=utf8, help="what to draw")
     add("-o", "--output", type=Path, metavar="FILE", help="a .png, .jpg or .webp; named after the prompt when left out")
     add("--force", action="store_true", help="overwrite FILE; else the next free number is added to its name")
+    add("--prompts", type=Path, metavar="FILE", help="a job: a prompt a line, or JSON lines (.jsonl) of any settings")
     add("--from", type=Path, dest="source", metavar="PICTURE", help="repeat what made it, but for what is told beside")
     add("--negative-prompt", type=utf8, metavar="TEXT", help="what not to draw")
     add("--prompt-2", type=utf8, metavar="TEXT", help="for SDXL's second text encoder; default: the prompt")
@@ -122,7 +132,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
     add_backend(parser)
     options = parser.parse_args(arguments)
-    if options.prompt is None and options.source is None:
+    if options.prompt is None and options.source is None and options.prompts is None:
         parser.error("the following arguments are required: prompt")
     return options
 
