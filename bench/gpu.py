@@ -73,6 +73,7 @@ def watch_memory() -> Iterator[list[float]]:
     try:
         yield peak
     finally:
+        last = used() - before
         done.set()
         thread.join()
-        peak.append(most[0])
+        peak.append(max(most[0], last))
