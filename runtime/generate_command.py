@@ -10,12 +10,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgediffusion.engines.errors import UsageError
+
 from .arguments import Parser, add_backend, opening, print_line, utf8
 
 if TYPE_CHECKING:
+    from .images import GeneratedImage
     from .loop import Step
     from .metadata import Parameters
+    from .output import Output
+    from .pipeline import Pipeline
     from .run import Run
+
+SHORT_NAMES = {"steps": "num-inference-steps"}  # in --sweep
 
 
 def generate(arguments: Sequence[str]) -> int:
@@ -34,7 +41,6 @@ def generate(arguments: Sequence[str]) -> int:
     path = default_path(name) if options.output is None else options.output
     output = Output(path, several=options.num_images > 1, force=options.force)
 
-    from .batches import draw
     from .pipeline import Pipeline
     from .repeat import warn_of_another_model
 
@@ -45,9 +51,10 @@ def generate(arguments: Sequence[str]) -> int:
             settings["refiner"] = stack.enter_context(refiner)
         if repeated is not None:
             warn_of_another_model(options.source, repeated, pipeline.bundle.manifest)
-        if lines is None:
-            pictures = draw(pipeline.steps(**settings), _with_progress)
-            done = (str(output.write(picture)) for picture in pictures)
+        if options.sweep:
+            done = _draw_plate(pipeline, settings, options.sweep, output)
+        elif lines is None:
+            done = _draw(pipeline, settings, options, output)
         else:
             orders = plan_job(pipeline, lines, settings, options.prompts, path)
             job = run_job(orders, _with_progress, force=options.force)
@@ -55,6 +62,58 @@ def generate(arguments: Sequence[str]) -> int:
         for line in done:
             print_line(line)
     return 0
+
+
+def _draw(pipeline: Pipeline, settings: dict[str, Any], options: argparse.Namespace, output: Output) -> Iterable[str]:
+    """The names of the pictures, and of the contact sheet."""
+    from .batches import draw
+    from .output import Output
+    from .plate import contact_sheet
+    from .scoring import keep_best
+
+    count = options.num_images
+    pictures: Iterable[GeneratedImage] = draw(
+        pipeline.steps(**settings | {"num_images": options.best_of or count}), _with_progress
+    )
+    if options.best_of is not None:
+        pictures = keep_best(pipeline, list(pictures), count)
+    images = []
+    for picture in pictures:
+        path = output.write(picture)
+        images.append(picture.image)
+        yield str(path)
+    if options.grid:
+        sheet = Output(output.path.with_stem(f"{output.path.stem}-grid"), several=False, force=options.force)
+        yield str(sheet.write(contact_sheet(images)))
+
+
+def _draw_plate(
+    pipeline: Pipeline, settings: dict[str, Any], sweep: Sequence[tuple[str, list[str]]], output: Output
+) -> Iterable[str]:
+    """The name of the plate; all on it have the same seed, unless that is what varies."""
+    import secrets
+
+    from .batches import draw
+    from .plate import labels, plate, variants
+
+    values = {name: [(text, _setting(name, text)) for text in texts] for name, texts in sweep}
+    settings = {"seed": secrets.randbits(32)} | settings
+    runs = [[pipeline.steps(**settings | cell) for cell in row] for row in variants(values)]
+    rows = [[picture.image for run in row for picture in draw(run, _with_progress)] for row in runs]
+    yield str(output.write(plate(rows, *labels(values))))
+
+
+def _setting(name: str, text: str) -> dict[str, Any]:
+    """What the option `name` with the value `text` tells the pipeline."""
+    option = SHORT_NAMES.get(name, name)
+    if option == "prompt":
+        return {"prompt": text}
+    options = _options(["", f"--{option}={text}"])
+    told = _settings(options, None)
+    changed = {key: value for key, value in told.items() if key not in _settings(_options([""]), None)}
+    if not changed:
+        raise UsageError(f"sweep {name}: it is no setting of a picture; wanted one such as scheduler, steps, size")
+    return changed
 
 
 def _settings(options: argparse.Namespace, repeated: Parameters | None) -> dict[str, Any]:
@@ -84,6 +143,15 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("-o", "--output", type=Path, metavar="FILE", help="a .png, .jpg or .webp; named after the prompt when left out")
     add("--force", action="store_true", help="overwrite FILE; else the next free number is added to its name")
     add("--prompts", type=Path, metavar="FILE", help="a job: a prompt a line, or JSON lines (.jsonl) of any settings")
+    add(
+        "--sweep",
+        type=_sweep,
+        action="append",
+        metavar="NAME=A,B",
+        help="draw the variants of an option on one labelled plate; again for rows: --sweep scheduler=ddim,euler",
+    )
+    add("--grid", action="store_true", help="write a contact sheet of the pictures, too")
+    add("--best-of", type=int, metavar="N", help="draw N and keep the --num-images that fit the prompt best (CLIP)")
     add("--from", type=Path, dest="source", metavar="PICTURE", help="repeat what made it, but for what is told beside")
     add("--negative-prompt", type=utf8, metavar="TEXT", help="what not to draw")
     add("--prompt-2", type=utf8, metavar="TEXT", help="for SDXL's second text encoder; default: the prompt")
@@ -134,7 +202,19 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.prompt is None and options.source is None and options.prompts is None:
         parser.error("the following arguments are required: prompt")
+    _check_together(options, parser)
     return options
+
+
+def _check_together(options: argparse.Namespace, parser: Parser) -> None:
+    for name, others in {"prompts": ("sweep", "grid", "best_of"), "sweep": ("grid", "best_of")}.items():
+        for other in others:
+            if getattr(options, name) and getattr(options, other):
+                parser.error(f"--{name} and --{other.replace('_', '-')}: wanted one of them")
+    if options.sweep and options.num_images != 1:
+        parser.error(f"--sweep and --num-images {options.num_images}: there is one picture of each variant")
+    if options.best_of is not None and options.best_of < max(1, options.num_images):
+        parser.error(f"--best-of {options.best_of}: wanted at least --num-images, {options.num_images}")
 
 
 def _with_progress(run: Run) -> Iterable[Step]:
@@ -151,6 +231,13 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r}, wanted WIDTHxHEIGHT, such as 512x512")
     return int(match[1]), int(match[2])
+
+
+def _sweep(text: str) -> tuple[str, list[str]]:
+    name, found, values = text.partition("=")
+    if not (name and found and all(values.split(","))):
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted NAME=A,B, such as scheduler=ddim,euler or steps=5,10")
+    return name.removeprefix("--"), values.split(",")
 
 
 def _batch_size(text: str) -> int | str:

@@ -65,7 +65,8 @@ class Parameters:
     """All that decides a picture. None stands for what a picture made elsewhere does not say.
 
     `scheduler` is a key of `SCHEDULERS`, `width` and `height` are in pixels, `model` names the checkpoint and `version`
-    the program; `model_hash` are ten digits that tell the model's weights from others. `sigmas` is a key of
+    the program; `model_hash` are ten digits that tell the model's weights from others. `clip_score` is how well the
+    picture fits its prompt, see `scoring`, where that was asked. `sigmas` is a key of
     `SIGMA_SCHEDULES`, or numbers between commas, `noise` a key of `NOISES`; the JSON alone says it, and most of what
     follows: what only some pipelines can be told, see `settings.Settings`. `other` holds the web UI's settings that
     have no field here.
@@ -97,6 +98,7 @@ class Parameters:
     hires_strength: float | None = None
     hires_upscaler: str | None = None
     model_hash: str | None = None
+    clip_score: float | None = None
     other: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
@@ -115,6 +117,7 @@ class Parameters:
             "Hires upscale": self.hires_scale,
             "Hires upscaler": self.hires_upscaler,
             "Image CFG scale": self.image_guidance_scale,
+            "Score": self.clip_score,
             **self.other,
             "Version": self.version,
         }
@@ -156,6 +159,7 @@ class Parameters:
             height=int(size[2]) if size else None,
             model=settings.pop("Model", None),
             model_hash=settings.pop("Model hash", None),
+            clip_score=_number(float, settings.pop("Score", None)),
             version=settings.pop("Version", None),
             strength=strength,
             image_guidance_scale=image_guidance_scale,

@@ -45,7 +45,7 @@ class Output:
         format_of(path)
         if not os.path.isdir(path.parent):
             raise UsageError(f"output {path}: there is no folder {path.parent}; make it first")
-        self._path = path
+        self.path = path
         self._force = force
         self._names = self._numbered(several)
         self._unfinished = path.with_name(f".edgediffusion-{secrets.token_hex(8)}{path.suffix}")
@@ -80,12 +80,12 @@ class Output:
 
     def _numbered(self, several: bool) -> Iterator[Path]:
         if not several:
-            yield self._path
+            yield self.path
         for number in itertools.count(1):
-            yield self._path.with_stem(f"{self._path.stem}-{number}")
+            yield self.path.with_stem(f"{self.path.stem}-{number}")
 
     def _cannot_write(self, error: OSError) -> UsageError:
-        return UsageError(f"output {self._path} cannot be written: {error.strerror or error}")
+        return UsageError(f"output {self.path} cannot be written: {error.strerror or error}")
 
 
 def _reserve(path: Path) -> bool:
