@@ -67,6 +67,10 @@ def _check_static(run: Run) -> None:
     manifest = run.pipeline.bundle.manifest
     if (static := manifest.static) is None:
         return
+    if run.vae_tiling:
+        raise UsageError(
+            f"vae_tiling: this bundle is static, so it has no smaller tiles; leave it out, or {_EXPORT_AGAIN}"
+        )
     if (run.width, run.height) != (static.width, static.height):
         raise UsageError(
             f"size {run.width}x{run.height}; this bundle is static, for {static.width}x{static.height}; "

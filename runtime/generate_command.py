@@ -188,6 +188,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--hires-upscaler", metavar="NAME", help="what is enlarged: latent or pixels; default: latent")
     add("--refiner", type=Path, metavar="DIR", help="the folder of a model that goes on, such as SDXL's refiner")
     add("--denoising-end", type=float, metavar="X", help="the part of the noise that is left to it; default: 0.8")
+    add("--vae-tiling", action="store_true", default=None, help="encode and decode in parts of 512 pixels: less memory")
     add("--image-guidance-scale", type=float, metavar="X", help="how closely instruct-pix2pix keeps to the picture")
     add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
     add(

@@ -97,6 +97,7 @@ class Parameters:
     hires_scale: float | None = None
     hires_strength: float | None = None
     hires_upscaler: str | None = None
+    vae_tiling: bool | None = None
     model_hash: str | None = None
     clip_score: float | None = None
     other: Mapping[str, str] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from .bundle import Bundle
 from .images import GeneratedImage, to_pil
 from .latents import LatentSpace
 from .run import Run, plan
+from .tiling import TILE, in_tiles
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -89,17 +91,26 @@ class Pipeline:
         """The UNet, or the graph of it that takes what ControlNets give."""
         return self.bundle.engine("unet", "controlnet" if controlled else None)
 
-    def decode(self, latents: F32) -> list[Image]:
-        """The pictures of latents (n, 4, height / 8, width / 8), one after another: that bounds the memory."""
-        decoder = self.bundle.engine("vae_decoder")
-        scaled = self.latent_space.for_decoder(latents)
-        samples = (decoder({"latent_sample": scaled[k : k + 1]})["sample"] for k in range(len(scaled)))
-        return [image for sample in samples for image in to_pil(sample)]
+    def decode(self, latents: F32, *, tiling: bool = False) -> list[Image]:
+        """The pictures of latents (n, 4, height / 8, width / 8), one after another: that bounds the memory.
 
-    def encode(self, sample: F32) -> F32:
-        """What the VAE encoder says of pictures (n, 3, height, width) in [-1, 1], one after another."""
-        encoder = self.bundle.engine("vae_encoder")
-        return np.concatenate([*(encoder({"sample": sample[k : k + 1]}).popitem()[1] for k in range(len(sample)))])
+        With `tiling` those of more than 512 pixels are decoded in parts, see `tiling.in_tiles`.
+        """
+        scaled = self.latent_space.for_decoder(latents)
+        return [to_pil(sample)[0] for sample in self._each("vae_decoder", scaled, tiling)]
+
+    def encode(self, sample: F32, *, tiling: bool = False) -> F32:
+        """What the VAE encoder says of pictures (n, 3, height, width) in [-1, 1], one after another; see `decode`."""
+        return np.concatenate([*self._each("vae_encoder", sample, tiling)])
+
+    def _each(self, name: str, source: F32, tiling: bool) -> Iterator[F32]:
+        engine = self.bundle.engine(name)
+        (entry,) = (tensor.name for tensor in engine.spec.inputs)
+        steps = (1, self.latent_space.pixels_per_latent)
+        source_step, result_step = steps if name == "vae_decoder" else steps[::-1]
+        tile = TILE if tiling else max(source.shape)
+        for k in range(len(source)):
+            yield in_tiles(lambda x: engine({entry: x}).popitem()[1], source[k : k + 1], tile, source_step, result_step)
 
     def close(self) -> None:
         """Free the engines. May be called twice."""

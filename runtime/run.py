@@ -38,7 +38,7 @@ NUMBERS = {"guidance_scale", "strength", "image_guidance_scale", "denoising_star
 }
 # What a second pass takes from the run before it when it begins, and what a refiner is told.
 CARRIED = ("prompt", "negative_prompt", "seed", "num_images")
-FOR_REFINER = {"num_inference_steps", "guidance_scale", "scheduler", "sigmas", "noise", "num_images"}
+FOR_REFINER = {"vae_tiling", "num_inference_steps", "guidance_scale", "scheduler", "sigmas", "noise", "num_images"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,6 +81,7 @@ class Run:
     hires_scale: float | None = None
     hires_strength: float | None = None
     hires_upscaler: str | None = None
+    vae_tiling: bool = False
     then: Run | None = None
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ class Run:
     def images(self, latents: F32) -> list[GeneratedImage]:
         """Pictures of the latents of one of the steps, with their parameters."""
         pipeline = self.pipeline if self.then is None else self.then.pipeline
-        pictures = enumerate(pipeline.decode(latents))
+        pictures = enumerate(pipeline.decode(latents, tiling=self.vae_tiling))
         return [GeneratedImage(image, self.parameters(k)) for k, image in pictures]
 
     def parameters(self, k: int) -> Parameters:
@@ -162,6 +163,7 @@ class Run:
             version=f"edgediffusion {__version__}",
             **controls,
             denoising_start=self.denoising_start,
+            vae_tiling=self.vae_tiling or None,
             **{name: getattr(self, name) for name in self.task.options},
         )
 

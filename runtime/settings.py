@@ -42,6 +42,7 @@ class Settings(TypedDict, total=False):
     hires_scale: draw again, enlarged by this, what was drawn; above 1.
     hires_strength: how much of the enlarged picture may change, as `strength` has it; 0.6.
     hires_upscaler: what is enlarged, a name in `UPSCALERS`: "latent" or "pixels". "latent".
+    vae_tiling: encode and decode pictures of more than 512 pixels in parts, for less memory.
     denoising_start: go on from there, with `latents` as another model left them.
     """
 
@@ -72,3 +73,4 @@ class Settings(TypedDict, total=False):
     hires_scale: float | None
     hires_strength: float | None
     hires_upscaler: str | None
+    vae_tiling: bool | None

@@ -41,7 +41,10 @@ def _pixels(run: Run, latents: F32, noise: NoiseSource) -> F32:
     from PIL import Image
 
     size = run.width, run.height
-    pictures = [picture.resize(size, Image.Resampling.LANCZOS) for picture in run.pipeline.decode(latents)]
+    pictures = [
+        picture.resize(size, Image.Resampling.LANCZOS)
+        for picture in run.pipeline.decode(latents, tiling=run.vae_tiling)
+    ]
     return encode(run, np.concatenate([from_pil(picture) for picture in pictures]), noise)
 
 

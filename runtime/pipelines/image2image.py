@@ -30,7 +30,7 @@ def encode(run: Run, sample: F32, noise: NoiseSource) -> F32:
     n is num_images, or 1 for all. Each picture of the run has its own sample of what the encoder says.
     """
     space = run.pipeline.latent_space
-    encoded = run.pipeline.encode(sample).repeat(run.num_images // len(sample), axis=0)
+    encoded = run.pipeline.encode(sample, tiling=run.vae_tiling).repeat(run.num_images // len(sample), axis=0)
     drawn = draw_for_encoder(run, noise)
     return space.for_unet(encoded) if drawn is None else space.from_encoder(encoded, drawn)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def begin(run: Run, noise: NoiseSource) -> Start:
     """Noise; behind it the UNet is shown the picture's latents, the likeliest ones, without the scaling factor."""
     assert run.image is not None
-    mode = run.pipeline.encode(from_pil(run.image))[:, : run.pipeline.latent_space.channels]
+    mode = run.pipeline.encode(from_pil(run.image), tiling=run.vae_tiling)[:, : run.pipeline.latent_space.channels]
     return Start(begin_with_noise(run, noise).latents, mode.repeat(run.num_images, axis=0))
 
 

@@ -52,6 +52,10 @@ def test_its_size_is_the_default(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"num_images": 2, "vae_tiling": True},
+            "vae_tiling: this bundle is static, so it has no smaller tiles; leave it",
+        ),
         ({"width": 16}, "size 16x16; this bundle is static, for 24x16; draw that, or export it again without --static"),
         (
             {"num_images": 3},
