@@ -9,19 +9,21 @@ import sys
 
 import numpy as np
 
+from edgediffusion.engines.errors import EdgeDiffusionError
 from edgediffusion.engines.spec import Array
 
 from ..contenders import Contender, Worker
 from ..schema import OURS
-from ..session import Session, picture_settings, saved
+from ..session import PROMPT, Session, picture_settings, saved
 from ..workers import PEERS
 from .growth import STEPS
 
+_PICTURE = "picture.npz"
 _EQUAL = 120.0  # dB, for pictures that are equal: JSON has no infinity
 
 
 def quality(session: Session) -> None:
-    """PSNR of each contender's picture against float32's: at as many steps, and at the most steps.
+    """PSNR of each contender's picture against float32's: at as many steps, and at the most steps. And CLIP's score.
 
     The reference is diffusers in float32, or ours over the bundle `settings.reference`.
     """
@@ -33,6 +35,7 @@ def quality(session: Session) -> None:
     for worker in session.workers("picture"):
         for steps in STEPS:
             drawn = _drawn(session, worker, steps)
+            _score(session, worker.name, steps)
             for against in {steps, STEPS[-1]}:
                 decibels = psnr(drawn, wanted[against])
                 session.record("quality", worker.name, "dB", [(decibels,)], {"steps": steps, "against": against})
@@ -48,10 +51,23 @@ def _reference(session: Session) -> Contender:
     return dataclasses.replace(ours, name=OURS, request={**ours.request, "source": str(session.settings.reference)})
 
 
+def _score(session: Session, name: str, steps: int) -> None:
+    """How well the picture that was drawn last fits its prompt, by the bundle's own image encoder."""
+    worker, path = session.ours(), session.folder / "scores.npz"
+    try:
+        parameters = {"prompt": PROMPT}
+        worker.ask("prepare", call="clip_score", feeds=str(session.folder / _PICTURE), parameters=parameters)
+        worker.run(1)
+    except EdgeDiffusionError as error:
+        session.skip(f"CLIP score: skipped, {error}")
+        return
+    session.record("clip-score", name, "", [tuple(map(float, saved(worker, path)["scores"]))], {"steps": steps})
+
+
 def _drawn(session: Session, worker: Worker, steps: int) -> Array:
     worker.ask("prepare", call="picture", feeds=None, parameters=picture_settings(session, steps=steps))
     worker.run(1)
-    return saved(worker, session.folder / "picture.npz")["images"]
+    return saved(worker, session.folder / _PICTURE)["images"]
 
 
 def psnr(a: Array, b: Array) -> float:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from PIL import Image
 
 from edgediffusion.engines.base import Engine
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.pipeline import Pipeline
+from edgediffusion.runtime.scoring import clip_scores
 
 Outputs = Mapping[str, Any]
 Call = Callable[[], Outputs]
@@ -79,6 +81,7 @@ def load(request: Mapping[str, Any]) -> dict[str, Callable[..., Call]]:
         **graphs,
         "picture": partial(_picture, pipeline),
         "timeline": partial(_timeline, pipeline, bundle),
+        "clip_score": partial(_clip_score, pipeline),
         "bare": partial(_bare, providers),
     }
 
@@ -115,6 +118,12 @@ def _timeline(pipeline: Pipeline, bundle: WatchedBundle, feeds: object, **parame
         return {"names": np.array(names), "starts": np.array(starts) - started, "ends": np.array(ends) - started}
 
     return timed
+
+
+def _clip_score(pipeline: Pipeline, feeds: dict[str, Array], *, prompt: str) -> Call:
+    """How well the pictures `images` fit the prompt, as `scores`."""
+    images = [Image.fromarray(pixels) for pixels in feeds["images"]]
+    return lambda: {"scores": np.array(clip_scores(pipeline, prompt, images))}
 
 
 def _bare(providers: list[str], feeds: dict[str, Array], *, model: str) -> Call:

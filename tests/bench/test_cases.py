@@ -48,8 +48,8 @@ class FakeWorker:
             self._call = fields["call"]
         if do == "save":
             images = {"images": np.full((1, 2, 2, 3), 100 if self.name == OURS else 90, np.uint8)}
-            outputs: dict[str, Any] = SPANS if self._call == "timeline" else images
-            np.savez(fields["path"], **outputs)
+            outputs: dict[str, Any] = {"timeline": SPANS, "clip_score": {"scores": np.array([0.25])}}
+            np.savez(fields["path"], **outputs.get(self._call, images))
         answers: dict[str, dict[str, Any]] = {
             "load": {"seconds": 0.5, "calls": self._calls, "versions": {}},
             "memory": {"peak_bytes": 7},
@@ -197,12 +197,21 @@ def test_quality_is_against_as_many_steps_and_the_most(make: Make, monkeypatch: 
     session = make("peer")
     monkeypatch.setattr(quality, "_reference", lambda session: session.contenders[0])
     CASES["quality"](session)
-    found = {(m.contender, m.parameters["steps"], m.parameters["against"]) for m in session.measurements}
+    decibels = [m for m in session.measurements if m.case == "quality"]
+    found = {(m.contender, m.parameters["steps"], m.parameters["against"]) for m in decibels}
     assert (OURS, 5, 5) in found
     assert ("peer", 5, 50) in found
     assert ("peer", 50, 50) in found
     assert of(session, "quality")["peer"].median == pytest.approx(10 * np.log10(255**2 / 100))
     assert of(session, "quality")[OURS].median == 120
+    assert of(session, "clip-score")["peer"].values == [0.25]
+
+
+def test_pictures_that_cannot_be_scored(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = make()
+    monkeypatch.setattr(session, "ours", lambda: FakeWorker(OURS, 1.0, [], "prepare", []))
+    quality._score(session, OURS, 5)
+    assert session.skipped == ["CLIP score: skipped, edgediffusion: no prepare"]
 
 
 def test_psnr_is_not_that_of_bytes_that_wrap() -> None:

@@ -127,6 +127,7 @@ def test_our_own_worker(tmp_path: Path) -> None:
     spec = Manifest.read(BUILTIN).graphs["unet"].spec
     feeds: dict[str, Any] = random_feeds(spec, {"batch": 2, "height": 8, "width": 8})
     np.savez(tmp_path / "unet.npz", **feeds)
+    np.savez(tmp_path / "images.npz", images=np.zeros((2, 128, 128, 3), np.uint8))
     np.savez(tmp_path / "x.npz", x0=np.ones((2, 2), np.float32), x1=np.ones((2, 2), np.float32))
     picture = {"prompt": "a red apple", "seed": 0, "steps": 2, "guidance_scale": 5.0}
     bare = {"model": str(write_operator(tmp_path / "matmul.onnx", "MatMul", "float32", [(2, 2), (2, 2)]))}
@@ -139,6 +140,7 @@ def test_our_own_worker(tmp_path: Path) -> None:
             ("picture", None, picture | {"batch": 2}),
             ("timeline", None, picture),
             ("bare", "x.npz", bare),
+            ("clip_score", "images.npz", {"prompt": "a red apple"}),
         ):
             path = None if file is None else str(tmp_path / file)
             worker.ask("prepare", call=call, feeds=path, parameters=parameters)
@@ -149,6 +151,7 @@ def test_our_own_worker(tmp_path: Path) -> None:
     assert outputs["unet"]["out_sample"].shape == (2, 4, 8, 8)
     assert outputs["picture"]["images"].shape == (2, 128, 128, 3)
     assert outputs["picture"]["images"].dtype == np.uint8
+    assert np.abs(outputs["clip_score"]["scores"]).max() <= 1
     names = outputs["timeline"]["names"].tolist()
     assert names.count("unet") == 2
     assert names[-2:] == ["vae_decoder", "all"]
