@@ -113,7 +113,9 @@ def batch_limit(run: Run) -> int | None:
 def _largest(run: Run) -> int:
     if (limit := batch_limit(run)) is not None:
         return limit
-    return run.pipeline.room.fitting(run) if run.batch_size == AUTO and run.num_images > 1 else run.num_images
+    if run.batch_size is None or run.num_images == 1 or run.pipeline.bundle.builds_engines:
+        return run.num_images
+    return run.pipeline.room.fitting(run)
 
 
 def _images(batch: Run, watch: Callable[[Run], Iterable[Step]]) -> list[GeneratedImage] | None:

@@ -51,7 +51,7 @@ def parts_of(manifest: Manifest, family: Family, space: LatentSpace, wanted: Wan
             raise UsageError(f"--shapes {width}x{height}: width and height must be multiples of {step}")
     controlled = any(name.startswith("controlnet") for name in manifest.graphs)
     for name, graph in manifest.graphs.items():
-        if name == "image_encoder":  # nothing runs it yet
+        if name == "image_encoder":  # for --best-of alone, which builds it then
             continue
         chosen = graph.variants["controlnet"] if name == "unet" and controlled else graph
         profiles = tuple(_profile(name, chosen.spec, at, manifest, family, wanted, step) for at in _groups(wanted))

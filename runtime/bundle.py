@@ -72,6 +72,11 @@ class Bundle:
             _check_digest(path / name, manifest.files[name])
         return cls(path, manifest, family, backend, device, build=build)
 
+    @property
+    def builds_engines(self) -> bool:
+        """Whether an engine is built, which takes minutes, for each new size of its inputs."""
+        return self._backend != "ort" or self._device not in ("auto", "cpu", "cuda")
+
     def config(self, name: str) -> dict[str, Any]:
         """The JSON file `name` of the bundle, such as "unet/config.json".
 

@@ -31,14 +31,12 @@ KNOWN = {"prompt": "str", "negative_prompt": "str", "image": "Image", "mask": "I
     for name, kind in Settings.__annotations__.items()
     if name in {*Parameters.__annotations__, "num_images", "control_images"} - {"refiner", "denoising_start"}
 }
-# Part of an annotation -> what the value is in JSON.
+# Part of an annotation -> what the value is in JSON; other parts are lists there.
 _JSON: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "str": (str,),
     "Image": (str,),
-    "Sequence[float]": (list,),
-    "Sequence[Image]": (list,),
 }
 _OPENERS: dict[str, Callable[[Any], Any]] = {
     "Image": lambda file: open_image(Path(file)),
@@ -148,7 +146,9 @@ def _parse(line: str, place: str) -> dict[str, Any]:
     for name, value in record.items():
         if name not in KNOWN:
             raise UsageError(f"{place}: unknown key {name!r}; known: {', '.join(sorted(KNOWN))}")
-        if isinstance(value, bool) or not isinstance(value, sum((_JSON[kind] for kind in _kinds(name)), ())):
+        if isinstance(value, bool) or not isinstance(
+            value, sum((_JSON.get(kind, (list,)) for kind in _kinds(name)), ())
+        ):
             raise UsageError(f"{place}: {name} {json.dumps(value)}; wanted {KNOWN[name].replace('Image', 'file name')}")
     return {name: _OPENERS.get(KNOWN[name], lambda value: value)(value) for name, value in record.items()}
 

@@ -25,8 +25,9 @@ class Settings(TypedDict, total=False):
     width, height: in pixels, multiples of 8; by default the size that the model was made for, or that of `image`,
         rounded down to such multiples.
     num_images: how many pictures, 1 or more.
-    batch_size: how many of them are drawn together by a call of the pipeline, or "auto": as many as fit into memory;
-        by default all. A picture is the same in any batch, but for the rounding of sums in another order.
+    batch_size: how many of them are drawn together by a call of the pipeline, or "auto": as many as fit into memory,
+        or all where an engine would be built for each size of batch; by default all. A picture is the same in any
+        batch, but for the rounding of sums in another order.
     latents: standard normal noise to start from, (num_images, 4, height / 8, width / 8), instead of the seed's.
     prompt_2, negative_prompt_2: what SDXL's second text encoder reads; by default what the first one does.
     image: a picture to start from, of any mode; it is resized to width and height.

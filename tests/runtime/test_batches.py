@@ -141,6 +141,11 @@ def test_the_limits_of_auto(
     assert max(batches(opened)) == wanted
 
 
+def test_no_trial_where_it_would_build_an_engine(bundle_path: Path, opened: Opened) -> None:
+    Pipeline.load(bundle_path, backend="tensorrt")("x", num_inference_steps=1, num_images=3, batch_size="auto")
+    assert batches(opened) == [3]
+
+
 def test_one_picture_needs_no_trial(pipeline: Pipeline, opened: Opened) -> None:
     pipeline("x", num_inference_steps=1, batch_size="auto")
     assert batches(opened) == [1]

@@ -7,6 +7,7 @@ from PIL import Image
 
 from edgediffusion.runtime import GeneratedImage
 from edgediffusion.runtime.cli import main
+from edgediffusion.runtime.jobs import KNOWN, _kinds
 from edgediffusion.runtime.metadata import read_parameters
 
 from .conftest import Opened
@@ -143,6 +144,10 @@ def test_lines_that_cannot_be_used(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert drawn(opened) == 0
+
+
+def test_every_key_has_values_in_json() -> None:
+    assert all(_kinds(name) for name in KNOWN)
 
 
 def test_the_known_keys_are_named(bundle: str, capsys: Capture) -> None:
