@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,16 +43,25 @@ class Room:
         self._held = 0.0  # bytes of the largest batch so far: the process has them
 
     def fitting(self, run: Run) -> int:
-        """How many of its pictures can be drawn at once; a first step of one of them is done to learn it."""
+        """How many of its pictures can be drawn at once; where nothing was drawn yet, a step of one tells."""
         if (free := free_memory()) is None:
             return 1
         if not self._one:
-            before = resident_memory()
-            next(iter(part(run, 0, 1)))
-            self._pixels = _pixels(run)
-            self._one = max(resident_memory() - before, _LEAST * self._pixels)
+            with self.watched(part(run, 0, 1)) as trial:
+                next(iter(trial))
         fits = (self._held + SHARE * free) / self._each(run)
         return int(max(1, min(fits, LARGEST, run.num_images)))
+
+    @contextmanager
+    def watched(self, run: Run) -> Iterator[Run]:
+        """Learn what a picture takes from the first batch there is; later ones use what the process has then."""
+        if self._one or free_memory() is None:
+            yield run
+            return
+        before = resident_memory()
+        yield run
+        self._pixels = _pixels(run)
+        self._one = max((resident_memory() - before) / run.num_images, _LEAST * self._pixels)
 
     def drawn(self, run: Run) -> None:
         """Learn that it was possible."""
@@ -77,7 +87,8 @@ def draw(run: Run, watch: Callable[[Run], Iterable[Step]] = iter) -> Iterator[Ge
     first, largest = 0, _largest(run)
     while first < run.num_images:
         batch = part(run, first, min(largest, run.num_images - first))
-        images = _images(batch, watch)
+        with run.pipeline.room.watched(batch):
+            images = _images(batch, watch)
         if images is None:
             largest = batch.num_images // 2
             message = f"out of memory with {batch.num_images} pictures at once; going on with {largest}"

@@ -123,6 +123,15 @@ def test_auto_fills_the_memory(pipeline: Pipeline, opened: Opened, machine: dict
     assert machine["resident"] == 9_000_000
 
 
+def test_auto_learns_from_what_was_drawn_before(
+    pipeline: Pipeline, opened: Opened, machine: dict[str, int | None]
+) -> None:
+    pipeline("x", num_inference_steps=1, num_images=2)
+    opened.calls.clear()
+    pipeline("x", num_inference_steps=1, num_images=20, batch_size="auto")
+    assert batches(opened)[0] == 7  # the two that it holds, and 0.7 of the room for eight others
+
+
 def test_auto_takes_larger_pictures_to_cost_more(
     pipeline: Pipeline, opened: Opened, machine: dict[str, int | None]
 ) -> None:
