@@ -10,7 +10,7 @@ from typing import Any
 from edgediffusion.engines.errors import BackendUnavailable, UsageError
 from edgediffusion.runtime.arguments import Parser, print_line
 
-from .schema import Measurement, Results, ratios
+from .schema import EQUAL, Measurement, Results, ratios
 from .stats import exponent
 from .tables import GROWTH, amount_of_work
 
@@ -134,7 +134,8 @@ def _quality(results: Results, place: Callable[[Measurement], float | None], lab
     most = max((m.parameters["against"] for m in results.of("quality") if "against" in m.parameters), default=None)
     figure = None
     for name, colour in _colours(results).items():
-        found = [m for m in results.of("quality", name) if m.parameters.get("against") == most]
+        against = [m for m in results.of("quality", name) if m.parameters.get("against") == most]
+        found = [m for m in against if m.median < EQUAL]  # the reference itself has no place on the axis
         points = [(x, m.median, m.parameters["steps"]) for m in found if (x := place(m)) is not None]
         if not points:
             continue

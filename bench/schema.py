@@ -16,6 +16,7 @@ from .stats import WIDE, median_interval, quantile, spread
 
 SCHEMA = 1
 OURS = "edgediffusion"
+EQUAL = 120.0  # dB, the PSNR of pictures that are equal: JSON has no infinity
 Parameters = Mapping[str, Any]
 Key = tuple[str, str, str]
 

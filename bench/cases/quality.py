@@ -13,13 +13,12 @@ from edgediffusion.engines.errors import EdgeDiffusionError
 from edgediffusion.engines.spec import Array
 
 from ..contenders import Contender, Worker
-from ..schema import OURS
+from ..schema import EQUAL, OURS
 from ..session import PROMPT, Session, picture_settings, saved
 from ..workers import PEERS
 from .growth import STEPS
 
 _PICTURE = "picture.npz"
-_EQUAL = 120.0  # dB, for pictures that are equal: JSON has no infinity
 
 
 def quality(session: Session) -> None:
@@ -73,4 +72,4 @@ def _drawn(session: Session, worker: Worker, steps: int) -> Array:
 def psnr(a: Array, b: Array) -> float:
     """In dB, of pictures in 0 to 255; at most 120, which stands for equal ones."""
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return _EQUAL if error == 0 else min(_EQUAL, 10 * math.log10(255**2 / error))
+    return EQUAL if error == 0 else min(EQUAL, 10 * math.log10(255**2 / error))
