@@ -28,7 +28,8 @@ def golden_sample(spec: GraphSpec, samples: Sequence[Sample]) -> Sample:
     feeds, sizes = smallest.feeds, dict[str, int]()
     for tensor in spec.inputs:
         dimensions = zip(tensor.shape, feeds[tensor.name].shape, strict=True)
-        sizes |= {dimension: size // 2 for dimension, size in dimensions if isinstance(dimension, str)}
+        part = 2 if len(tensor.shape) == 4 else 1
+        sizes |= {dimension: size // part for dimension, size in dimensions if isinstance(dimension, str)}
     kept = spec.fixed(sizes | {"batch": 1})  # what is made from height and width follows these
     cut = {tensor.name: _corner(feeds[tensor.name][tuple(map(slice, tensor.shape))]) for tensor in kept.inputs}
     return Sample(f"golden, cut from {smallest.label}", cut)
@@ -46,7 +47,8 @@ def write_golden(path: Path, module: nn.Module, spec: GraphSpec, samples: Sequen
     sample = golden_sample(spec, samples)
     (outputs,) = references(module, spec, [Sample(sample.label, tiled(sample.feeds, spec))])
     kept: dict[str, Array] = {}
-    for name, array in reversed(outputs.items()):
+    # The last of the hidden states, with its norm, comes before them all.
+    for name, array in sorted(reversed(outputs.items()), key=lambda item: item[0] != "last_hidden_state"):
         array = _corner(array)
         if kept and sum(other.nbytes for other in kept.values()) + array.nbytes > MOST:
             break

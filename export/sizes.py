@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from edgediffusion.engines.errors import ExportError, UsageError
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.manifest import Static
+from edgediffusion.runtime.tokenizer import MAX_LENGTH
 
 from .families import FAMILIES
 from .families.vae import pixels_per_latent
@@ -17,7 +18,7 @@ def static_sizes(family: str, parts: Mapping[str, Part], static: Static) -> dict
     """Component -> size of each free dimension of its graphs.
 
     The UNet has a row for each branch of guidance: that of pix2pix three for a picture, others two, and one where the
-    scale is an input of the UNet.
+    scale is an input of the UNet. A prompt is one chunk.
 
     Raises:
         UsageError: latents cannot have that size.
@@ -42,5 +43,6 @@ def static_sizes(family: str, parts: Mapping[str, Part], static: Static) -> dict
             "batch": rows if network.batch is None else network.batch,
             "height": static.height // step,
             "width": static.width // step,
+            "sequence_length": MAX_LENGTH,
         }
     return sizes

@@ -109,7 +109,7 @@ class UNet(UNet2DConditionModel):
         time_ids: Tensor | None = None,
         **residuals: Tensor,
     ) -> Tensor:
-        """(batch, c, height, width), (1,), (batch, 77, d) and what else `unet_spec` names -> out_sample.
+        """(batch, c, height, width), (1,), (batch, sequence_length, d) and what else `unet_spec` names -> out_sample.
 
         `residuals` are what ControlNets say: `down_block_additional_residual_0` and so on, and that of the middle.
         """

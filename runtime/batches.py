@@ -14,6 +14,7 @@ from edgediffusion.engines.errors import OutOfMemory
 
 from .doctor import free_memory, resident_memory
 from .images import GeneratedImage
+from .prompts import EMBEDS, Texts
 
 if TYPE_CHECKING:
     from .loop import Step
@@ -26,8 +27,7 @@ SHARE = 0.7  # of the free memory; the rest is for what allocations waste, and f
 # at an eighth of the size.
 _LEAST = 4 * 64
 
-# Fields of a run that may have an entry for each picture.
-PER_PICTURE = ("latents", "prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+PER_PICTURE = ("latents", *Texts._fields, *EMBEDS)  # fields of a run that may have an entry for each picture
 
 
 class SmallerBatch(UserWarning):

@@ -13,6 +13,7 @@ from edgediffusion.engines.spec import GraphSpec
 from .families import Family
 from .latents import LatentSpace
 from .manifest import Manifest
+from .tokenizer import MAX_LENGTH
 
 Range = tuple[int, int, int]  # least, best, most
 
@@ -21,12 +22,14 @@ Range = tuple[int, int, int]  # least, best, most
 class Wanted:
     """What is to be drawn: sizes in pixels, width and height, and from how many pictures at a time to how many.
 
-    `dynamic` is any size between the least and the largest, best at the first.
+    `prompt_chunks` is how many chunks of 77 tokens a prompt may have. `dynamic` is any size between the least and the
+    largest, best at the first.
     """
 
     sizes: tuple[tuple[int, int], ...]
     batch: tuple[int, int] = (1, 1)
     dynamic: bool = False
+    prompt_chunks: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def _profile(
 ) -> Profile:
     scale = 1 if name == "vae_encoder" else step
     sizes = {"batch": _batch(name, manifest, family, wanted)}
+    sizes["sequence_length"] = (MAX_LENGTH, MAX_LENGTH, MAX_LENGTH * wanted.prompt_chunks)
     sizes |= {side: _scaled(pixels, scale) for side, pixels in zip(("width", "height"), at, strict=True)}
     free = {d for tensor in spec.inputs for d in tensor.shape if isinstance(d, str)}
     if unknown := sorted(d for d in free if not sizes.keys() & _names(d)):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgediffusion.engines.errors import UsageError
+from edgediffusion.engines.spec import TensorSpec
 
 from .batches import AUTO, batch_limit
+from .conditioning import chunks_at, prompt_steps
 from .controlnet import CONTROL_SETTINGS
 from .noise import NOISES
 from .pipelines.hires import UPSCALERS
+from .prompts import Texts
 from .schedulers.config import pick
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ def check_run(run: Run) -> None:
         _check_static,
         _check_start,
         _check_hires,
+        _check_clip_skip,
         _check_texts,
         _check_controlnets,
     ):
@@ -46,6 +51,11 @@ def _check_numbers(run: Run) -> None:
         raise UsageError(f"batch_size {run.batch_size}; wanted 1 or more, or auto")
     if run.seed < 0:
         raise UsageError(f"seed {run.seed}; wanted 0 or more")
+    if not 0 <= run.guidance_rescale <= 1:
+        raise UsageError(f"guidance_rescale {run.guidance_rescale}; wanted 0 to 1")
+    if (interval := run.guidance_interval) is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+        shown = ", ".join(f"{fraction:g}" for fraction in interval)
+        raise UsageError(f"guidance_interval {shown}; wanted two fractions of the steps, such as 0.2, 0.8")
     for name, usual in _SCALES.items():
         value = getattr(run, name)
         for scale in value if isinstance(value, tuple) else (value,):
@@ -76,6 +86,8 @@ def _check_static(run: Run) -> None:
             f"size {run.width}x{run.height}; this bundle is static, for {static.width}x{static.height}; "
             f"draw that, or {_EXPORT_AGAIN}"
         )
+    if run.guidance_interval is not None:
+        raise UsageError(f"guidance_interval: this bundle is static, for one batch; leave it out, or {_EXPORT_AGAIN}")
     rows = manifest.graphs["unet"].spec.inputs[0].shape[0]
     together = batch_limit(run) or run.num_images
     if (got := (run.num_images % together or together) * run.task.guidance(run).branches) != rows:
@@ -124,9 +136,61 @@ def _check_hires(run: Run) -> None:
 
 
 def _check_texts(run: Run) -> None:
+    inputs = {tensor.name: tensor for tensor in run.pipeline.bundle.manifest.graphs["unet"].spec.inputs}
     for name in ("prompt_2", "negative_prompt_2"):
         if getattr(run, name) is not None and len(run.pipeline.tokenizers) < 2:
             raise UsageError(f"{name}: this model has one text encoder; leave it out")
+    for name in Texts._fields:
+        texts = getattr(run, name)
+        if not (texts is None or isinstance(texts, str)) and len(texts) != run.num_images:
+            raise UsageError(f"{len(texts)} values of {name}; wanted one, or as many as num_images, {run.num_images}")
+    longest = max(chunks_at(run, step) for step in prompt_steps(run))
+    length, most = run.pipeline.max_tokens, inputs["encoder_hidden_states"].shape[1]
+    if isinstance(most, int) and longest * length > most:
+        remedy = "export it again" if run.pipeline.bundle.manifest.static is None else _EXPORT_AGAIN
+        raise UsageError(
+            f"a prompt of {longest} chunks of {length - 2} tokens; this bundle takes {most // length}; "
+            f"shorten it, or {remedy}"
+        )
+    _check_embeds(run, inputs, longest * length)
+
+
+def _check_embeds(run: Run, inputs: Mapping[str, TensorSpec], length: int) -> None:
+    wanted: dict[str, tuple[int | str, ...]] = {"prompt_embeds": (length, inputs["encoder_hidden_states"].shape[-1])}
+    if "text_embeds" in inputs:
+        wanted["pooled_prompt_embeds"] = inputs["text_embeds"].shape[1:]
+    for sign in ("", "negative_"):
+        given = {
+            name: value
+            for name in ("prompt_embeds", "pooled_prompt_embeds")
+            if (value := getattr(run, sign + name)) is not None
+        }
+        if given and given.keys() != wanted.keys():
+            raise UsageError(
+                f"{', '.join(sign + name for name in given)}; this model wants "
+                f"{' and '.join(sign + name for name in wanted)}, or none"
+            )
+        if given and any(getattr(texts, sign + "prompt") for texts in run.texts):
+            raise UsageError(f"{sign}prompt and {sign}prompt_embeds; wanted one of them")
+        for name, value in given.items():
+            if value.shape[0] not in (1, run.num_images) or value.shape[1:] != wanted[name]:
+                shape = ", ".join(map(str, wanted[name]))
+                raise UsageError(
+                    f"{sign}{name} of shape {value.shape}; wanted (1 or num_images {run.num_images}, {shape})"
+                )
+
+
+def _check_clip_skip(run: Run) -> None:
+    if run.clip_skip == 0:
+        return
+    graphs = run.pipeline.bundle.manifest.graphs
+    for name in run.pipeline.tokenizers:
+        layers = sum(tensor.name.startswith("hidden_states.") for tensor in graphs[name].spec.outputs)
+        most = layers - 1 + (run.pipeline.bundle.family.text_layer or -1)
+        if not layers:
+            raise UsageError(f"clip_skip: the {name} of this bundle gives its last layer alone; export it again")
+        if not 0 < run.clip_skip <= most:
+            raise UsageError(f"clip_skip {run.clip_skip}; wanted 0 to {most}, the layers that {name} can do without")
 
 
 def _check_controlnets(run: Run) -> None:

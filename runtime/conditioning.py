@@ -11,7 +11,8 @@ from edgediffusion.engines.spec import GraphSpec, TensorSpec
 
 from .arrays import F32
 from .guidance import Guidance
-from .prompts import TextEmbeds, encode_prompts
+from .prompt_syntax import at_step, parse, switches
+from .prompts import Parts, TextEmbeds, Texts, count_chunks, encode_prompts
 
 if TYPE_CHECKING:
     from .run import Run
@@ -19,30 +20,77 @@ if TYPE_CHECKING:
 AESTHETIC_SCORES = (2.5, 6.0)  # of the negative prompt and of the prompt, as diffusers has them
 
 
-def condition(run: Run, unet: GraphSpec, guidance: Guidance) -> dict[str, F32]:
-    """Those inputs of `unet` that are the same in every step, (branches * num_images, ...) each.
-
-    Warns:
-        PromptTruncated: a prompt has more tokens than the text encoder reads.
-    """
-    text = _encode(run)
+def condition(run: Run, text: TextEmbeds, unet: GraphSpec, guidance: Guidance) -> dict[str, F32]:
+    """Those inputs of `unet` that stay the same while `text` does, (branches * num_images, ...) each."""
     pairs = {spec.name: INPUTS[spec.name](run, text, spec) for spec in unet.inputs if spec.name in INPUTS}
     return {name: guidance.texts(pair[0], pair[1], run.num_images) for name, pair in pairs.items()}
 
 
-def _encode(run: Run) -> TextEmbeds:
-    """Of the negative prompt and of the prompt."""
-    family, bundle = run.pipeline.bundle.family, run.pipeline.bundle
-    tokenizers = run.pipeline.tokenizers
-    second = (run.negative_prompt_2 or run.negative_prompt, run.prompt_2 or run.prompt)
-    prompts = [(run.negative_prompt, run.prompt), second][: len(tokenizers)]
-    encoders = [bundle.engine(name) for name in tokenizers]
-    text = encode_prompts(prompts, list(tokenizers.values()), encoders, family.text_layer)
-    if run.pipeline.force_zeros_for_empty_prompt and not any(negative for negative, _ in prompts):
-        text.hidden_states[0] = 0
-        if text.pooled is not None:
-            text.pooled[0] = 0
-    return text
+def encode_texts(run: Run) -> dict[int, TextEmbeds]:
+    """What is attended to from a step on, by that step: one entry, unless words come and go.
+
+    The arrays are (2, 1 or num_images, ...): of the negative prompts and of the prompts.
+    """
+    return {step: _encode(run, step) for step in prompt_steps(run)}
+
+
+def prompt_steps(run: Run) -> list[int]:
+    """The steps at which other words come in, in order, 0 the first.
+
+    Raises:
+        UsageError: see `prompt_syntax.parse`.
+    """
+    prompts = {text for texts in run.texts for text in texts if text is not None}
+    steps = {step for text in prompts for step in switches(parse(text, run.num_inference_steps))}
+    return sorted(int(step) for step in steps if 0 <= step < run.num_inference_steps)
+
+
+def chunks_at(run: Run, step: int) -> int:
+    """How many chunks of 77 tokens the longest prompt has in this step."""
+    tokenizers = list(run.pipeline.tokenizers.values())
+    counts = [count_chunks(_pairs(run, texts, step), tokenizers) for texts in run.texts]
+    given: list[int] = [embeds.shape[1] // run.pipeline.max_tokens for embeds in run.given_embeds.values()]
+    return max(counts + given)
+
+
+def _encode(run: Run, step: int) -> TextEmbeds:
+    encoders, count = run.pipeline.text_encoders(run.clip_skip), chunks_at(run, step)
+    embeds = {texts: encode_prompts(_pairs(run, texts, step), encoders, count) for texts in dict.fromkeys(run.texts)}
+    if run.pipeline.force_zeros_for_empty_prompt:
+        for texts, of in embeds.items():
+            if not (texts.negative_prompt or (len(encoders) > 1 and texts.negative_prompt_2)):
+                of.hidden_states[0] = 0
+                if of.pooled is not None:
+                    of.pooled[0] = 0
+    rows = [embeds[texts] for texts in run.texts]
+    hidden_states = np.stack([row.hidden_states for row in rows], axis=1)
+    pooled = [row.pooled for row in rows if row.pooled is not None]
+    return TextEmbeds(
+        _with_given(run, hidden_states, "prompt_embeds"),
+        _with_given(run, np.stack(pooled, axis=1), "pooled_prompt_embeds") if pooled else None,
+    )
+
+
+def _with_given(run: Run, encoded: F32, name: str) -> F32:
+    """(2, 1 or num_images, ...), where one of the two, or both, may be arrays that the run was told."""
+    given = [getattr(run, "negative_" + name), getattr(run, name)]
+    if all(told is None for told in given):
+        return encoded
+    rows = [own if told is None else told.astype(np.float32) for own, told in zip(encoded, given, strict=True)]
+    return np.stack(np.broadcast_arrays(*rows))
+
+
+def _pairs(run: Run, texts: Texts, step: int) -> list[tuple[Parts, Parts]]:
+    """For each text encoder what the negative prompt and the prompt are in this step."""
+    pairs = (
+        (texts.negative_prompt, texts.prompt),
+        (texts.negative_prompt_2 or texts.negative_prompt, texts.prompt_2 or texts.prompt),
+    )
+    negative_and_prompt = [
+        tuple(at_step(parse(text, run.num_inference_steps), step) for text in pair)
+        for pair in pairs[: len(run.pipeline.tokenizers)]
+    ]
+    return [(negative, prompt) for negative, prompt in negative_and_prompt]
 
 
 def _hidden_states(run: Run, text: TextEmbeds, spec: TensorSpec) -> F32:
@@ -61,8 +109,8 @@ def _time_ids(run: Run, text: TextEmbeds, spec: TensorSpec) -> F32:
     """
     size, corner = (run.height, run.width), (0, 0)
     if spec.shape[-1] == 5:
-        return np.array([(*size, *corner, score) for score in AESTHETIC_SCORES], np.float32)
-    return np.array([(*size, *corner, *size)] * 2, np.float32)
+        return np.array([[(*size, *corner, score)] for score in AESTHETIC_SCORES], np.float32)
+    return np.array([[(*size, *corner, *size)]] * 2, np.float32)
 
 
 def _guidance_embedding(run: Run, text: TextEmbeds, spec: TensorSpec) -> F32:
@@ -73,10 +121,10 @@ def _guidance_embedding(run: Run, text: TextEmbeds, spec: TensorSpec) -> F32:
     frequencies = np.exp(-np.log(10000) / (half - 1) * np.arange(half))
     angles = 1000 * (run.guidance_scale - 1) * frequencies
     embedding = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(size % 2)])
-    return np.stack([embedding, embedding]).astype(np.float32)
+    return np.stack([embedding, embedding])[:, None].astype(np.float32)
 
 
-# Input -> maker of two rows: for the negative prompt and for the prompt.
+# Input -> maker of (2, 1 or num_images, ...): for the negative prompts and for the prompts.
 INPUTS: dict[str, Callable[[Run, TextEmbeds, TensorSpec], F32]] = {
     "encoder_hidden_states": _hidden_states,
     "text_embeds": _pooled,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from edgediffusion.engines.spec import Array
 
 from .arrays import F32
 from .guidance import Guidance
+from .loop import Predict
+
+Phase = TypeVar("Phase", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,12 @@ class Denoiser:
         if self.channels is not None:
             feeds["sample"] = np.concatenate([feeds["sample"], self.channels], axis=1)
         return self.guidance(self.unet(feeds | residuals)["out_sample"])
+
+
+def in_phases(make: Callable[[Phase], Predict], phase_of: Callable[[int], Phase]) -> Predict:
+    """Calls what `make` makes of the phase that a call of the scheduler is in, made anew where that changes."""
+    made = functools.lru_cache(maxsize=1)(make)
+    return lambda sample, timestep, i: made(phase_of(i))(sample, timestep, i)
 
 
 def add_residuals(controls: Sequence[Control], feeds: Mapping[str, Array], i: int) -> dict[str, F32]:

@@ -51,6 +51,7 @@ def _build_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--shapes", type=_shapes, metavar="WxH,...", help="in pixels; several are profiles of one engine")
     add("--batch", type=_batch, default=(1, 1), metavar="N", help="pictures at a time, such as 2 or 1-4; default: 1")
     add("--dynamic", action="store_true", help="any size between the least and the largest of --shapes")
+    add("--prompt-chunks", type=int, default=1, metavar="N", help="of 75 tokens, that a prompt may have; default: 1")
     add("--component", action="append", metavar="NAME", help="build this one only; repeatable")
     add("--optimization-level", type=int, metavar="N", help="0 to 5: how long to look for fast kernels")
     add("--workspace", type=_mebibytes, metavar="MIB", help="the memory that a kernel may use at most")
@@ -112,7 +113,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[Job, Sequence[Profile]]
         sizes = options.shapes or ((space.width, space.height),)
         if (static := bundle.manifest.static) is not None:
             sizes = ((static.width, static.height),)
-        wanted = Wanted(sizes=sizes, batch=options.batch, dynamic=options.dynamic)
+        wanted = Wanted(sizes=sizes, batch=options.batch, dynamic=options.dynamic, prompt_chunks=options.prompt_chunks)
         parts = {part.spec.name: part for part in parts_of(bundle.manifest, bundle.family, space, wanted)}
         for name in options.component or parts:
             if name not in parts:

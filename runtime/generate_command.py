@@ -139,7 +139,13 @@ def _settings(options: argparse.Namespace, repeated: Parameters | None) -> dict[
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("generate", "Draw pictures of a prompt, and print the names of their files.")
     add = parser.add_argument
-    add("prompt", nargs="?", type=utf8, help="what to draw")
+    add(
+        "prompt",
+        nargs="?",
+        type=utf8,
+        help="what to draw; (word:1.3), (word) and [word] weigh words, [from:to:0.4] changes them on the way, BREAK "
+        "begins a new chunk, and \\( \\) \\[ \\] are the signs themselves",
+    )
     add("-o", "--output", type=Path, metavar="FILE", help="a .png, .jpg or .webp; named after the prompt when left out")
     add("--force", action="store_true", help="overwrite FILE; else the next free number is added to its name")
     add("--prompts", type=Path, metavar="FILE", help="a job: a prompt a line, or JSON lines (.jsonl) of any settings")
@@ -156,6 +162,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--negative-prompt", type=utf8, metavar="TEXT", help="what not to draw")
     add("--prompt-2", type=utf8, metavar="TEXT", help="for SDXL's second text encoder; default: the prompt")
     add("--negative-prompt-2", type=utf8, metavar="TEXT", help="for the same; default: the negative prompt")
+    add("--clip-skip", type=int, metavar="N", help="layers of the text encoder to leave out at the end; default: none")
     add("--num-inference-steps", type=int, metavar="N", help="default: what suits the model")
     add("--scheduler", metavar="NAME", help="see: edgediffusion schedulers; default: the model's own")
     add(
@@ -165,6 +172,13 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="a sigma schedule, or numbers between commas; default: the model's",
     )
     add("--guidance-scale", type=float, metavar="X", help="default: what suits the model; 1 is no guidance")
+    add("--guidance-rescale", type=float, metavar="X", help="0 to 1, against over-exposure at high scales; default: 0")
+    add(
+        "--guidance-interval",
+        type=_interval,
+        metavar="FROM-TO",
+        help="the fractions of the steps with guidance, such as 0.2-0.8: less work, and another picture; default: all",
+    )
     add("--seed", type=int, metavar="N", help="default: a random one; the picture remembers it")
     add("--noise", metavar="NAME", help="numpy, torch-cpu or torch-cuda; default: numpy")
     add("--size", type=_size, metavar="WxH", help="in pixels; default: what the model is made for")
@@ -246,6 +260,14 @@ def _batch_size(text: str) -> int | str:
         return text if text == "auto" else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}, wanted a number or auto") from None
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        start, stop = map(float, text.split("-"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted FROM-TO, such as 0.2-0.8") from None
+    return start, stop
 
 
 def _sigmas(text: str) -> str | tuple[float, ...]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,10 +12,10 @@ from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.spec import Array, GraphSpec
 
 from .bundle import Bundle
+from .tensors import read_tensors
 
 GOLDEN = "golden"
 INPUT, OUTPUT = "input.", "output."  # before the names of the tensors
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,16 +124,9 @@ def read_golden(path: Path) -> Golden:
     Raises:
         BundleError: it is none.
     """
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
     try:
-        header = json.loads(data[8:start])
-        label = header.pop("__metadata__")["label"]
-        arrays = {}
-        for name, entry in header.items():
-            first, last = entry["data_offsets"]
-            raw = np.frombuffer(data[start + first : start + last], _DTYPES[entry["dtype"]])
-            arrays[name] = raw.reshape(entry["shape"])
+        metadata, arrays = read_tensors(path)
+        label = metadata["label"]
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path}: not golden outputs ({error!r}); export the bundle again") from None
     feeds, outputs = (

@@ -29,8 +29,9 @@ class Guidance:
         return len(self.reads_prompt)
 
     def texts(self, negative_prompt: F32, prompt: F32, num_images: int) -> F32:
-        """Conditioning of the whole batch, (branches * num_images, ...), from (...) of either prompt."""
-        return np.stack([prompt if reads else negative_prompt for reads in self.reads_prompt]).repeat(num_images, 0)
+        """Conditioning of the whole batch, (branches * num_images, ...), from (1 or num_images, ...) of either."""
+        rows = [prompt if reads else negative_prompt for reads in self.reads_prompt]
+        return np.concatenate([row.repeat(num_images // len(row), axis=0) for row in rows])
 
     def channels(self, image: F32) -> F32:
         """Further channels of the whole batch, (branches * num_images, ...), from (num_images, ...)."""
@@ -44,12 +45,28 @@ class Guidance:
 NO_GUIDANCE = Guidance((True,), (True,), lambda cond: cond)
 
 
-def classifier_free(guidance_scale: float) -> Guidance:
-    """Ho, Salimans, arXiv:2207.12598; at 1 or less the negative prompt has no say, and half the work is saved."""
+def classifier_free(guidance_scale: float, guidance_rescale: float = 0) -> Guidance:
+    """Ho, Salimans, arXiv:2207.12598; at 1 or less the negative prompt has no say, and half the work is saved.
+
+    `guidance_rescale`, 0 to 1, is how far the result's standard deviation is brought back to that of the prompt's.
+    """
     if guidance_scale <= 1:
         return NO_GUIDANCE
-    # Imagen's form of eq. 6 (arXiv:2205.11487, section 2.2): 1 is no guidance
-    return Guidance((False, True), (True, True), lambda uncond, cond: uncond + guidance_scale * (cond - uncond))
+
+    def combine(uncond: F32, cond: F32) -> F32:
+        # Imagen's form of eq. 6 (arXiv:2205.11487, section 2.2): 1 is no guidance
+        guided: F32 = uncond + guidance_scale * (cond - uncond)
+        return rescale(guided, cond, guidance_rescale) if guidance_rescale else guided
+
+    return Guidance((False, True), (True, True), combine)
+
+
+def rescale(guided: F32, cond: F32, guidance_rescale: float) -> F32:
+    """Lin et al., arXiv:2305.08891 eqs. 15 and 16, for each picture: against over-exposure at high scales."""
+    axes = tuple(range(1, cond.ndim))
+    std = cond.std(axis=axes, keepdims=True) / guided.std(axis=axes, keepdims=True)
+    rescaled: F32 = guided * (guidance_rescale * std + (1 - guidance_rescale))
+    return rescaled
 
 
 def instruct(guidance_scale: float, image_guidance_scale: float) -> Guidance:

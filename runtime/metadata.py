@@ -88,6 +88,9 @@ class Parameters:
     image_guidance_scale: float | None = None
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: Sequence[float] | None = None
+    clip_skip: int | None = None
     controlnet_conditioning_scale: Sequence[float] | None = None
     control_guidance_start: Sequence[float] | None = None
     control_guidance_end: Sequence[float] | None = None
@@ -119,6 +122,7 @@ class Parameters:
             "Hires upscaler": self.hires_upscaler,
             "Image CFG scale": self.image_guidance_scale,
             "Score": self.clip_score,
+            "Clip skip": None if self.clip_skip is None else self.clip_skip + 1,  # there 1 is the last layer
             **self.other,
             "Version": self.version,
         }
@@ -144,6 +148,7 @@ class Parameters:
         settings = {m["key"].strip(): _unquote(m["value"]) for m in _SETTING.finditer(last)}
         size = _SIZE.fullmatch(settings.pop("Size", ""))
         scheduler, sigmas = _sampler(settings.pop("Sampler", None), settings.pop("Schedule type", None))
+        clip_skip = (_number(int, settings.pop("Clip skip", None)) or 1) - 1
         steps, seed = (_number(int, settings.pop(key, None)) for key in ("Steps", "Seed"))
         guidance_scale, strength, image_guidance_scale = (
             _number(float, settings.pop(key, None)) for key in ("CFG scale", "Denoising strength", "Image CFG scale")
@@ -164,6 +169,7 @@ class Parameters:
             version=settings.pop("Version", None),
             strength=strength,
             image_guidance_scale=image_guidance_scale,
+            clip_skip=clip_skip or None,
             other=settings,
         )
 

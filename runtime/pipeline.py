@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,9 @@ from .batches import Room, draw
 from .bundle import Bundle
 from .images import GeneratedImage, to_pil
 from .latents import LatentSpace
+from .prompts import TextEncoder
 from .run import Run, plan
+from .tensors import read_tensors
 from .tiling import TILE, in_tiles
 from .tokenizer import ClipTokenizer
 
@@ -70,22 +72,54 @@ class Pipeline:
             opened.close()
             raise
 
-    def __call__(self, prompt: str, negative_prompt: str = "", **settings: Unpack[Settings]) -> list[GeneratedImage]:
+    def __call__(
+        self, prompt: str | Sequence[str] = "", negative_prompt: str | Sequence[str] = "", **settings: Unpack[Settings]
+    ) -> list[GeneratedImage]:
         """Pictures of `prompt`. For the arguments and errors see `steps`."""
         return list(draw(self.steps(prompt, negative_prompt, **settings)))
 
-    def steps(self, prompt: str, negative_prompt: str = "", **settings: Unpack[Settings]) -> Run:
+    def steps(
+        self, prompt: str | Sequence[str] = "", negative_prompt: str | Sequence[str] = "", **settings: Unpack[Settings]
+    ) -> Run:
         """A run to iterate over, step by step; `decode` makes pictures of any step's latents.
 
         Args:
-            prompt: what to draw; empty is allowed.
-            negative_prompt: what not to draw; has no say without guidance.
+            prompt: what to draw, in the syntax of `prompt_syntax`; empty is allowed. Of several each has a picture; if
+                one needs more chunks of 75 tokens than another, all are made as long, which changes their pictures.
+            negative_prompt: what not to draw, one or as many; has no say without guidance.
             settings: see `Settings`.
 
         Raises:
             UsageError: an argument that cannot be used.
         """
         return plan(self, prompt, negative_prompt, settings)
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens the text encoders read at a time, begin and end among them."""
+        return min(tokenizer.length for tokenizer in self.tokenizers.values())
+
+    def text_encoders(self, clip_skip: int = 0) -> list[TextEncoder]:
+        """The text encoders with their tokenizers, giving for a prompt what is before their last `clip_skip` layers."""
+        layer = self.bundle.family.text_layer
+        normed = layer is None and clip_skip > 0
+        return [
+            TextEncoder(
+                tokenizer,
+                self.bundle.engine(name),
+                layer,
+                clip_skip,
+                self._final_norm(name) if normed else None,
+            )
+            for name, tokenizer in self.tokenizers.items()
+        ]
+
+    def _final_norm(self, name: str) -> tuple[F32, F32]:
+        """Scale and shift of a text encoder's last layer."""
+        names = [f"text_model.final_layer_norm.{part}" for part in ("weight", "bias")]
+        _, arrays = read_tensors(self.bundle.path / self.bundle.manifest.graphs[name].weights, names)
+        scale, shift = (arrays[key].astype(np.float32) for key in names)
+        return scale, shift
 
     def unet(self, *, controlled: bool) -> Engine:
         """The UNet, or the graph of it that takes what ControlNets give."""

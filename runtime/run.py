@@ -13,9 +13,10 @@ from edgediffusion.engines.errors import UsageError
 
 from .arrays import F32
 from .checks import check_run
-from .conditioning import condition
+from .conditioning import condition, encode_texts
 from .controlnet import CONTROL_SETTINGS, bind_controlnets
-from .denoiser import Denoiser
+from .denoiser import Denoiser, in_phases
+from .guidance import NO_GUIDANCE
 from .images import GeneratedImage, fit, light
 from .loop import Step, denoise
 from .metadata import Parameters
@@ -23,6 +24,7 @@ from .noise import BROWNIAN, NOISES, NoiseSource
 from .pipelines import Task, choose
 from .pipelines.handover import call_at
 from .pipelines.hires import HIRES
+from .prompts import EMBEDS, Texts
 from .schedulers import Scheduler, find_sampler, make_scheduler, short_name
 from .schedulers.levels import with_mu
 from .settings import Settings
@@ -32,7 +34,13 @@ if TYPE_CHECKING:
 
     from .pipeline import Pipeline
 
-NUMBERS = {"guidance_scale", "strength", "image_guidance_scale", "denoising_start", "denoising_end"} | {
+NUMBERS = {
+    "guidance_scale",
+    "guidance_rescale",
+    "strength",
+    "image_guidance_scale",
+    "denoising_start",
+    "denoising_end",
     "hires_scale",
     "hires_strength",
 }
@@ -51,8 +59,8 @@ class Run:
 
     pipeline: Pipeline
     task: Task
-    prompt: str
-    negative_prompt: str
+    prompt: str | Sequence[str]
+    negative_prompt: str | Sequence[str]
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
@@ -67,8 +75,15 @@ class Run:
     strength: float
     image_guidance_scale: float
     latents: F32 | None = None
-    prompt_2: str | None = None
-    negative_prompt_2: str | None = None
+    prompt_2: str | Sequence[str] | None = None
+    negative_prompt_2: str | Sequence[str] | None = None
+    prompt_embeds: F32 | None = None
+    negative_prompt_embeds: F32 | None = None
+    pooled_prompt_embeds: F32 | None = None
+    negative_pooled_prompt_embeds: F32 | None = None
+    clip_skip: int = 0
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
     image: Image | None = None
     mask: Image | None = None
     control_images: Sequence[Image] = ()
@@ -88,6 +103,20 @@ class Run:
         check_run(self)
 
     @property
+    def texts(self) -> tuple[Texts, ...]:
+        """The words of each picture, or one for all."""
+        fields = [getattr(self, name) for name in Texts._fields]
+        count = 1 if all(value is None or isinstance(value, str) for value in fields) else self.num_images
+        each = [[value] * count if value is None or isinstance(value, str) else value for value in fields]
+        return tuple(map(Texts._make, zip(*each, strict=True)))
+
+    @property
+    def given_embeds(self) -> dict[str, F32]:
+        """Those of `prompt_embeds` and `negative_prompt_embeds` that there are."""
+        names = ("prompt_embeds", "negative_prompt_embeds")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
     def first_call(self) -> int:
         """The call of the scheduler with which the run begins."""
         return self.task.first_call(self)
@@ -101,11 +130,7 @@ class Run:
         return self.stop - self.first_call + (0 if self.then is None else len(self.then))
 
     def __iter__(self) -> Iterator[Step]:
-        """Compute each step when it is asked for.
-
-        Warns:
-            PromptTruncated: a prompt has more tokens than the text encoder reads.
-        """
+        """Compute each step when it is asked for."""
         steps = self._denoise()
         return steps if self.then is None else self._and_then(steps, self.then)
 
@@ -113,19 +138,29 @@ class Run:
         for step in steps:
             yield step
         carried = {name: getattr(self, name) for name in CARRIED}
+        carried |= {name: getattr(self, name) for name in (*Texts._fields, *EMBEDS) if getattr(then, name) is not None}
         yield from dataclasses.replace(then, latents=step.latents, **carried)
 
     def _denoise(self) -> Iterator[Step]:
         unet = self.pipeline.unet(controlled=bool(self.control_images))
-        guidance = self.task.guidance(self)
         noise: NoiseSource = NOISES[self.noise](self.seed, self.num_images)
         start = self.task.begin(self, noise)
         if find_sampler(self.scheduler).brownian and self.noise in BROWNIAN:
             noise = BROWNIAN[self.noise](self.seed, self.num_images, self.tables.sigmas, self.first_call)
-        constants = condition(self, unet.spec, guidance)
-        channels = None if start.channels is None else guidance.channels(start.channels)
-        controlnets = bind_controlnets(self, guidance, constants) if self.control_images else []
-        predict = Denoiser(unet.bind(constants), guidance, channels, controlnets)
+        texts = encode_texts(self)
+
+        def denoiser(phase: tuple[int, bool]) -> Denoiser:
+            step, guided = phase
+            guidance = self.task.guidance(self) if guided else NO_GUIDANCE
+            constants = condition(self, texts[step], unet.spec, guidance)
+            channels = None if start.channels is None else guidance.channels(start.channels)
+            controlnets = bind_controlnets(self, guidance, constants) if self.control_images else []
+            return Denoiser(unet.bind(constants), guidance, channels, controlnets)
+
+        def phase(i: int) -> tuple[int, bool]:
+            return max(step for step in texts if step <= self.step_of(i)), self.is_guided(self.step_of(i))
+
+        predict = in_phases(denoiser, phase)
         return denoise(
             predict,
             self.tables,
@@ -135,6 +170,17 @@ class Run:
             stop=self.stop,
             after_step=start.after_step,
         )
+
+    def is_guided(self, step: int) -> bool:
+        """Whether a step is in the guidance interval."""
+        if self.guidance_interval is None:
+            return True
+        start, stop = (fraction * self.num_inference_steps for fraction in self.guidance_interval)
+        return start <= step < stop
+
+    def step_of(self, i: int) -> int:
+        """The step that a call of the scheduler belongs to."""
+        return i // find_sampler(self.scheduler).calls_per_step
 
     def images(self, latents: F32) -> list[GeneratedImage]:
         """Pictures of the latents of one of the steps, with their parameters."""
@@ -146,14 +192,14 @@ class Run:
         """What makes picture `k`. Its seed is seed + k, and None where the noise was given as latents."""
         controls: dict[str, Any] = {name: getattr(self, name) or None for name in CONTROL_SETTINGS}
         return Parameters(
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-            prompt_2=self.prompt_2,
-            negative_prompt_2=self.negative_prompt_2,
+            **self.texts[k % len(self.texts)]._asdict(),
+            clip_skip=self.clip_skip or None,
             num_inference_steps=self.num_inference_steps,
             scheduler=self.scheduler,
             sigmas=self.sigmas,
             guidance_scale=self.guidance_scale,
+            guidance_rescale=self.guidance_rescale or None,
+            guidance_interval=self.guidance_interval,
             seed=self.seed + k if self.latents is None else None,
             noise=self.noise,
             width=self.width,
@@ -168,7 +214,9 @@ class Run:
         )
 
 
-def plan(pipeline: Pipeline, prompt: str, negative_prompt: str, settings: Settings) -> Run:
+def plan(
+    pipeline: Pipeline, prompt: str | Sequence[str], negative_prompt: str | Sequence[str], settings: Settings
+) -> Run:
     """A run with every choice made: what is not in `settings` is the family's, the bundle's, or a default.
 
     Raises:
@@ -192,7 +240,12 @@ def _plan(pipeline: Pipeline, task: Task, prompt: str, negative_prompt: str, giv
         size = space.whole(*given["image"].size)
     if (static := pipeline.bundle.manifest.static) is not None:
         size = static.width, static.height
-    defaults: dict[str, Any] = {"noise": "numpy", "width": size[0], "height": size[1], "num_images": 1}
+    defaults: dict[str, Any] = {
+        "noise": "numpy",
+        "width": size[0],
+        "height": size[1],
+        "num_images": _how_many(prompt, negative_prompt, given),
+    }
     if "refiner" in given:
         defaults["denoising_end"] = 0.8
     if "hires_scale" in given:
@@ -252,6 +305,13 @@ def fitted_images(run: Run) -> dict[str, Any]:
         if not run.pipeline.latent_space.corners(light(fields["mask"])).any():
             raise UsageError("the mask is dark everywhere, so nothing would be drawn anew; paint light what should be")
     return fields
+
+
+def _how_many(*told: Any) -> int:
+    """Pictures, from prompts and settings: as many as the first list of them is long."""
+    *prompts, given = told
+    lists = (*prompts, given.get("prompt_2"), given.get("negative_prompt_2"), given.get("prompt_embeds"))
+    return next((len(texts) for texts in lists if texts is not None and not isinstance(texts, str)), 1)
 
 
 def _of_each(name: str, given: dict[str, Any]) -> tuple[float, ...]:

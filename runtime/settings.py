@@ -18,17 +18,24 @@ class Settings(TypedDict, total=False):
 
     num_inference_steps: 1 to the model's num_train_timesteps; the default is the family's.
     guidance_scale: how strongly the prompt is followed; 1 or less is no guidance, at half the work. The family's.
+    guidance_rescale: against over-exposure at high guidance scales, 0 to 1 (arXiv:2305.08891, section 3.4). 0.
+    guidance_interval: from which fraction of the steps until which there is guidance, such as (0.2, 0.8); the other
+        steps take half the work. An approximation, after arXiv:2404.07724: the picture is another. By default all.
     scheduler: a name in `SCHEDULERS`; by default the bundle's own.
     sigmas: a name in `SIGMA_SCHEDULES`, or one falling noise level a step; by default what the bundle says.
     seed: 0 or more; picture k has the noise of seed + k. By default one at random.
     noise: a name in `NOISES`: whose random numbers the seed stands for; torch's give what diffusers draws. NumPy's.
     width, height: in pixels, multiples of 8; by default the size that the model was made for, or that of `image`,
         rounded down to such multiples.
-    num_images: how many pictures, 1 or more.
+    num_images: how many pictures, 1 or more; by default one, or as many as there are prompts.
     batch_size: how many of them are drawn together by a call of the pipeline, or "auto": as many as fit into memory,
         or all where an engine would be built for each size of batch; by default all. A picture is the same in any
         batch, but for the rounding of sums in another order.
     latents: standard normal noise to start from, (num_images, 4, height / 8, width / 8), instead of the seed's.
+    prompt_embeds, negative_prompt_embeds: what the UNet attends to, instead of the prompts,
+        (1 or num_images, 77 * chunks, width), and for SDXL `pooled_prompt_embeds`, `negative_pooled_prompt_embeds`.
+    clip_skip: how many of the text encoder's last layers are left out for the prompt (not for the negative prompt, as
+        in diffusers), 0 or more. None.
     prompt_2, negative_prompt_2: what SDXL's second text encoder reads; by default what the first one does.
     image: a picture to start from, of any mode; it is resized to width and height.
     strength: how much of it may change, 0 to 1: that part of the steps is done. The default is the family's, or 1
@@ -49,6 +56,8 @@ class Settings(TypedDict, total=False):
 
     num_inference_steps: int | None
     guidance_scale: float | None
+    guidance_rescale: float | None
+    guidance_interval: tuple[float, float] | None
     scheduler: str | None
     sigmas: str | Sequence[float] | None
     seed: int | None
@@ -58,8 +67,13 @@ class Settings(TypedDict, total=False):
     num_images: int | None
     batch_size: int | str | None
     latents: F32 | None
-    prompt_2: str | None
-    negative_prompt_2: str | None
+    prompt_embeds: F32 | None
+    negative_prompt_embeds: F32 | None
+    pooled_prompt_embeds: F32 | None
+    negative_pooled_prompt_embeds: F32 | None
+    clip_skip: int | None
+    prompt_2: str | Sequence[str] | None
+    negative_prompt_2: str | Sequence[str] | None
     image: Image | None
     strength: float | None
     mask: Image | None

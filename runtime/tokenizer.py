@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgediffusion.engines.errors import BundleError
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken, Encoding, Tokenizer
 
 Token = str | dict[str, Any]  # in the second form under "content", with flags beside it
 MAX_LENGTH = 77  # the positions of CLIP's text encoder
@@ -35,7 +35,10 @@ class PromptTruncated(UserWarning):
 
 
 class ClipTokenizer:
-    """Prompts to the token ids that transformers' CLIPTokenizer gives: begin, up to 75 tokens, end, padding."""
+    """Prompts to the token ids that transformers' CLIPTokenizer gives: begin, up to 75 tokens, end, padding.
+
+    `length` is how many ids a text encoder reads, 77; `comma` is the id of a comma by itself, None where there is none.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read `folder`: tokenizer.json, or else vocab.json and merges.txt; tokenizer_config.json and the like.
@@ -52,8 +55,9 @@ class ClipTokenizer:
                 token = _content(special[name])
                 raise BundleError(f"{folder}: {name} {token!r} is not in the vocabulary; export the bundle again")
         self._several = _words_of_several(self._tokenizer)
-        self._bos, self._eos, self._pad = ids["bos_token"], ids["eos_token"], ids["pad_token"]
-        self._length = min(config.get("model_max_length", MAX_LENGTH), MAX_LENGTH)
+        self._bos, self._eos, self._pad = (ids[name] or 0 for name in ("bos_token", "eos_token", "pad_token"))
+        self.length: int = min(config.get("model_max_length", MAX_LENGTH), MAX_LENGTH)
+        self.comma = self._tokenizer.token_to_id(",</w>")
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
         """Token ids, (prompts, 77).
@@ -61,19 +65,33 @@ class ClipTokenizer:
         Warns:
             PromptTruncated: a prompt is too long; the message holds what was cut.
         """
-        result = np.full((len(prompts), self._length), self._pad, np.int64)
-        room = self._length - 2
+        result = np.full((len(prompts), self.length), self._pad, np.int64)
         for row, prompt in zip(result, prompts, strict=True):
-            for word, tokens in self._several.items():
-                prompt = prompt.replace(word, tokens)
-            encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
-            if len(encoding.ids) > room:
-                cut = " ".join(prompt[encoding.offsets[room][0] :].split())
-                message = f"prompt has {len(encoding.ids)} tokens, {room} are read; cut: {cut!r}"
+            text, encoding = self._encode(prompt)
+            if len(encoding.ids) > self.room:
+                cut = " ".join(text[encoding.offsets[self.room][0] :].split())
+                message = f"prompt has {len(encoding.ids)} tokens, {self.room} are read; cut: {cut!r}"
                 warnings.warn(message, PromptTruncated, stacklevel=2)
-            ids = [self._bos, *encoding.ids[:room], self._eos]
-            row[: len(ids)] = ids
+            row[:] = self.frame(encoding.ids[: self.room])
         return result
+
+    @property
+    def room(self) -> int:
+        """How many tokens there are between begin and end, 75."""
+        return self.length - 2
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of any number of words, without begin and end."""
+        return list(self._encode(text)[1].ids)
+
+    def frame(self, ids: Sequence[int]) -> list[int]:
+        """Begin, up to 75 tokens, end, padding: 77 ids."""
+        return [self._bos, *ids, self._eos, *[self._pad] * (self.room - len(ids))]
+
+    def _encode(self, text: str) -> tuple[str, Encoding]:
+        for word, tokens in self._several.items():
+            text = text.replace(word, tokens)
+        return text, self._tokenizer.encode(text, add_special_tokens=False)
 
 
 def _words_of_several(tokenizer: Tokenizer) -> dict[str, str]:

@@ -10,7 +10,7 @@ from .text import TEXT_ENCODER_2, text_encoder
 from .vae import VAE
 
 SD = {
-    "text_encoder": text_encoder(hidden_states=False),
+    "text_encoder": text_encoder(hidden_states=True),
     **VAE,
     **denoisers(),
     "image_encoder": IMAGE_ENCODER,

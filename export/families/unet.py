@@ -29,7 +29,7 @@ def unet_spec(config: Config, *, time_ids: int) -> GraphSpec:
     inputs = [
         TensorSpec("sample", "float32", ("batch", config["in_channels"], "height", "width")),
         TensorSpec("timestep", "float32", (1,)),
-        TensorSpec("encoder_hidden_states", "float32", ("batch", 77, config["cross_attention_dim"])),
+        TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence_length", config["cross_attention_dim"])),
     ]
     if (width := config.get("time_cond_proj_dim")) is not None:
         inputs.append(TensorSpec("timestep_cond", "float32", ("batch", width)))
@@ -47,7 +47,10 @@ def unet_spec(config: Config, *, time_ids: int) -> GraphSpec:
 
 
 def unet_samples(config: Config, seen: Seen, *, time_ids: int) -> list[Sample]:
-    """Latents of pictures with the noise of each timestep (DDPM, arXiv:2006.11239 eq. 4), prompts as context."""
+    """Latents of pictures with the noise of each timestep (DDPM, arXiv:2006.11239 eq. 4), prompts as context.
+
+    Those are of one chunk or two.
+    """
     rng = np.random.default_rng(0)
     alphas_cumprod = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
     wanted = [tensor.name for tensor in unet_spec(config, time_ids=time_ids).inputs]
@@ -61,6 +64,7 @@ def unet_samples(config: Config, seen: Seen, *, time_ids: int) -> list[Sample]:
         known = {name: value[:batch] for name, value in _conditions(config, seen, clean, time_ids).items()}
         known["sample"] = _with_extra_channels(noisy, clean, config["in_channels"])
         known["timestep"] = np.array([timestep])
+        known["encoder_hidden_states"] = np.tile(known["encoder_hidden_states"], (1, 1 + i % 2, 1))
         samples.append(
             Sample(
                 f"timestep {timestep}, {shape_label(noisy)}",

@@ -36,7 +36,7 @@ class Start:
 def guide(run: Run) -> Guidance:
     """Classifier-free guidance, unless the UNet takes the scale as an input: then it was distilled with guidance."""
     distilled = run.pipeline.bundle.manifest.takes_guidance_scale
-    return NO_GUIDANCE if distilled else classifier_free(run.guidance_scale)
+    return NO_GUIDANCE if distilled else classifier_free(run.guidance_scale, run.guidance_rescale)
 
 
 @dataclass(frozen=True, kw_only=True)

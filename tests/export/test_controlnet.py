@@ -130,7 +130,7 @@ def test_golden_inputs_of_a_variant_fit_one_another() -> None:
     spec = GraphSpec(
         "unet", tuple(TensorSpec(name, "float32", ("batch", *shape)) for name, shape in shapes.items()), ()
     )
-    whole = spec.fixed({"batch": 2, "height": 10, "width": 14})
+    whole = spec.fixed({"batch": 2, "height": 10, "width": 14, "sequence_length": 77})
     sample = Sample("", {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in whole.inputs})  # type: ignore[arg-type]
     found = {name: array.shape for name, array in golden_sample(spec, [sample]).feeds.items()}
     assert found == {"sample": (1, 4, 5, 7), "residual": (1, 8, 3, 4), "cond": (1, 3, 40, 56)}

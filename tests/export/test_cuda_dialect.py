@@ -60,7 +60,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
 
 
 def feeds(bundle: Path, name: str) -> dict[str, Array]:
-    sizes = {"batch": 2, "height": 24, "width": 16}
+    sizes = {"batch": 2, "height": 24, "width": 16, "sequence_length": 77}
     rng = np.random.default_rng(0)
     result = {}
     for tensor in Manifest.read(bundle).graphs[name].spec.inputs:

@@ -33,7 +33,7 @@ def test_unet(opset: int, checkpoint: Path, tmp_path: Path) -> None:
     module, spec = network.module(config).eval(), network.spec(config)
     weights = read_header(checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
     module.load_state_dict({key: load(key, weight) for key, weight in weights.items()})
-    rng, fixed = np.random.default_rng(0), spec.fixed({"batch": 2, "height": 5, "width": 6})
+    rng, fixed = np.random.default_rng(0), spec.fixed({"batch": 2, "height": 5, "width": 6, "sequence_length": 77})
     shapes = {tensor.name: [d for d in tensor.shape if isinstance(d, int)] for tensor in fixed.inputs}
     sample = Sample("random", {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
     model = to_onnx(module, spec, sample, opset)

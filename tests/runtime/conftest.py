@@ -41,7 +41,7 @@ SPECS = {
         (
             TensorSpec("sample", "float32", ("batch", 4, "height", "width")),
             TensorSpec("timestep", "float32", (1,)),
-            TensorSpec("encoder_hidden_states", "float32", ("batch", 77, WIDTH)),
+            TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence_length", WIDTH)),
         ),
         (TensorSpec("out_sample", "float32", ("batch", 4, "height", "width")),),
     ),

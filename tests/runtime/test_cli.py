@@ -131,16 +131,6 @@ def test_nothing_is_overwritten_unless_forced(bundle: str, folder: Path, capsys:
     assert {name: read_parameters(folder / name).seed for name in names(folder)} == {"a.png": 2, "a-1.png": 1}
 
 
-@pytest.mark.filterwarnings("default::edgediffusion.runtime.PromptTruncated")
-def test_a_prompt_that_is_too_long_says_what_was_cut(bundle: str, folder: Path, capsys: Capture) -> None:
-    assert main(["generate", "apple " * 80 + "pear", "--bundle", bundle, "-o", "a.png"]) == 0
-    out, err = capsys.readouterr()
-    assert out == "a.png\n"
-    (line,) = err.splitlines()
-    assert line.startswith("edgediffusion: warning: ")
-    assert "pear" in line
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -12,7 +12,7 @@ from edgediffusion.engines.fake import FakeEngine
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.runtime import Pipeline
 from edgediffusion.runtime.conditioning import INPUTS
-from edgediffusion.runtime.prompts import TextEmbeds, encode_prompts
+from edgediffusion.runtime.prompts import TextEmbeds, TextEncoder, encode_prompts
 
 from .conftest import Opened
 
@@ -25,15 +25,15 @@ def fill(name: str, size: int) -> Any:
 
 
 def test_time_ids_of_sdxl_are_size_corner_and_size() -> None:
-    assert fill("time_ids", 6).tolist() == [[768, 1024, 0, 0, 768, 1024]] * 2
+    assert fill("time_ids", 6).tolist() == [[[768, 1024, 0, 0, 768, 1024]]] * 2
 
 
 def test_time_ids_of_the_refiner_end_with_an_aesthetic_score() -> None:
-    assert fill("time_ids", 5).tolist() == [[768, 1024, 0, 0, 2.5], [768, 1024, 0, 0, 6]]
+    assert fill("time_ids", 5)[:, 0].tolist() == [[768, 1024, 0, 0, 2.5], [768, 1024, 0, 0, 6]]
 
 
 def test_the_guidance_scale_as_sines_and_cosines() -> None:
-    negative, positive = fill("timestep_cond", 5)
+    (negative,), (positive,) = fill("timestep_cond", 5)
     np.testing.assert_array_equal(negative, positive)
     # 1000 * (3 - 1) at the frequencies 1 and 1/10000, and one place left over
     np.testing.assert_allclose(positive, [np.sin(2000), np.sin(0.2), np.cos(2000), np.cos(0.2), 0], rtol=1e-6)
@@ -53,12 +53,9 @@ def test_two_text_encoders_side_by_side() -> None:
 
         return FakeEngine(spec, run)
 
-    def tokenize(prompts: Any) -> Any:
-        return np.zeros((len(prompts), 2), np.int64)
-
-    tokenizer: Any = tokenize
-    encoders = [encoder("one", 3, 12, None), encoder("two", 4, 32, 5)]
-    text = encode_prompts([("a", "b"), ("c", "d")], [tokenizer, tokenizer], encoders, -2)
+    tokenizer: Any = SimpleNamespace(encode=lambda text: [], frame=lambda ids: [0, 1], room=0, comma=None)
+    encoders = [TextEncoder(tokenizer, e, -2) for e in (encoder("one", 3, 12, None), encoder("two", 4, 32, 5))]
+    text = encode_prompts([[[[("a", 1)]]] * 2] * 2, encoders, 1)
     assert text.hidden_states.shape == (2, 2, 7)
     np.testing.assert_array_equal(text.hidden_states[1, 1], [11] * 3 + [31] * 4)
     np.testing.assert_array_equal(text.pooled, np.full((2, 5), -1))

@@ -43,7 +43,9 @@ def test_engines_of_all_that_drawing_runs(fake: FakeTensorRT, capsys: pytest.Cap
     assert sorted(plan.name.split("-")[0] for plan in plans) == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
     assert all(plan.exists() for plan in plans)
     assert profiles("text_encoder") == [[{"batch": [2, 2, 2]}]]
-    assert profiles("unet") == [[{"batch": [2, 2, 2], "height": [16, 16, 16], "width": [16, 16, 16]}]]
+    assert profiles("unet") == [
+        [{"batch": [2, 2, 2], "height": [16, 16, 16], "sequence_length": [77, 77, 77], "width": [16, 16, 16]}]
+    ]
     assert profiles("vae_decoder") == [[{"batch": [1, 1, 1], "height": [16, 16, 16], "width": [16, 16, 16]}]]
     assert profiles("vae_encoder") == [[{"batch": [1, 1, 1], "height": [128, 128, 128], "width": [128, 128, 128]}]]
 
@@ -53,15 +55,22 @@ def test_several_shapes_are_profiles_of_one_engine(fake: FakeTensorRT) -> None:
     batch = [2, 2, 8]
     assert profiles("unet") == [
         [
-            {"batch": batch, "height": [16, 16, 16], "width": [16, 16, 16]},
-            {"batch": batch, "height": [8, 8, 8], "width": [24, 24, 24]},
+            {"batch": batch, "height": [16, 16, 16], "sequence_length": [77, 77, 77], "width": [16, 16, 16]},
+            {"batch": batch, "height": [8, 8, 8], "sequence_length": [77, 77, 77], "width": [24, 24, 24]},
         ]
     ]
 
 
 def test_dynamic_is_any_size_between(fake: FakeTensorRT) -> None:
     assert build("--component", "unet", "--shapes", "128x128,192x64", "--batch", "2", "--dynamic") == 0
-    assert profiles("unet") == [[{"batch": [4, 4, 4], "height": [8, 16, 16], "width": [16, 16, 24]}]]
+    sizes = {"batch": [4, 4, 4], "height": [8, 16, 16], "sequence_length": [77, 77, 77], "width": [16, 16, 24]}
+    assert profiles("unet") == [[sizes]]
+
+
+def test_prompts_of_several_chunks(fake: FakeTensorRT) -> None:
+    assert build("--component", "unet", "--prompt-chunks", "3") == 0
+    ((sizes,),) = profiles("unet")
+    assert sizes["sequence_length"] == [77, 77, 231]
 
 
 def test_what_is_there_is_not_built_again(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +132,13 @@ def test_engines_are_listed(fake: FakeTensorRT, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert main(["engines", "list"]) == 0
     shown = capsys.readouterr().out
-    for word in ("unet", "batch 2, height 16, width 16", "tensorrt 10.13.2.6", "NVIDIA H100, 9.0", "fits"):
+    for word in (
+        "unet",
+        "batch 2, height 16, sequence_length 77, width 16",
+        "tensorrt 10.13.2.6",
+        "NVIDIA H100, 9.0",
+        "fits",
+    ):
         assert word in shown
     assert main(["engines", "list", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)

@@ -62,7 +62,7 @@ def test_the_text_is_the_web_uis() -> None:
         {"scheduler": "a later one"},
         {"sigmas": "karras"},
         {"model_hash": "0123456789"},
-        {"other": {"Clip skip": "2", "Lora hashes": "one: 1a2b, two: 3c"}},
+        {"other": {"ENSD": "31337", "Lora hashes": "one: 1a2b, two: 3c"}},
     ],
 )
 def test_read_back(changes: dict[str, object], tmp_path: Path) -> None:

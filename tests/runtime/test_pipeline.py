@@ -9,7 +9,7 @@ import pytest
 
 from edgediffusion import __version__
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
-from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, PromptTruncated, denoise
+from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, denoise
 from edgediffusion.runtime import pipeline as pipeline_module
 from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.denoiser import Denoiser
@@ -209,11 +209,6 @@ def test_a_guidance_scale_of_another_number_type(pipeline: Pipeline) -> None:
 def test_an_empty_prompt_is_unconditional(pipeline: Pipeline) -> None:
     guided = pipeline("", seed=0)
     np.testing.assert_array_equal(pixels(guided), pixels(pipeline("", seed=0, guidance_scale=1)))
-
-
-def test_a_long_prompt_says_what_was_cut(pipeline: Pipeline) -> None:
-    with pytest.warns(PromptTruncated, match=r"prompt has 80 tokens, 75 are read; cut: 'a a a a \+'"):
-        pipeline("a " * 79 + "+", seed=0, num_inference_steps=1)
 
 
 @pytest.mark.parametrize(

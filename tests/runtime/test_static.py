@@ -21,7 +21,7 @@ from edgediffusion.runtime.manifest import MANIFEST, Manifest, Static
 from .conftest import Opened
 
 BATCHES = {"text_encoder": 2, "unet": 4, "vae_decoder": 1, "vae_encoder": 1}
-SIZES = {"height": 2, "width": 3, "image_height": 16, "image_width": 24}
+SIZES = {"height": 2, "width": 3, "image_height": 16, "image_width": 24, "sequence_length": 77}
 
 
 @pytest.fixture
