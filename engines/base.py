@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,14 @@ import numpy as np
 
 from .errors import GraphMismatch, UsageError
 from .spec import Array, GraphSpec
+
+Report = Callable[[float], None]
+Reports = Callable[[str], Report]  # from an engine's name
+
+
+def silent(name: str) -> Report:
+    """Reports that go nowhere."""
+    return lambda fraction: None
 
 
 class Engine(Protocol):
@@ -30,6 +38,13 @@ class Engine(Protocol):
             GraphMismatch: `feeds` and the constants bound do not fit `spec`.
             EngineError: the graph fails while it runs.
             UsageError: the engine is closed.
+        """
+        ...
+
+    def each(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        """The outputs for each of `feeds`, in turn; errors as when it is called.
+
+        Where there is a device, it computes the next ones while those before are copied out and used.
         """
         ...
 
@@ -56,20 +71,25 @@ class Building:
     """For backends whose engines are built: whether that may happen when one is lacking, which can take minutes.
 
     `precision` is what the graph computes in. `sha256` are the digests of files that are known already: weights of
-    gigabytes need not be read for them once more.
+    gigabytes need not be read for them once more. `reports` makes what is told the fraction
+    of a build that is done.
     """
 
     allowed: bool = True
     precision: str = "float32"
     sha256: Mapping[Path, str] = field(default_factory=dict)
+    reports: Reports = silent
+
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
 class HostEngine:
     """An `Engine` over `run`, a function from checked host arrays to host arrays; `run` holds the graph."""
 
-    def __init__(self, spec: GraphSpec, run: Callable[[Mapping[str, Array]], dict[str, Array]]) -> None:
+    def __init__(self, spec: GraphSpec, run: Run) -> None:
         self._spec = spec
-        self._run: Callable[[Mapping[str, Array]], dict[str, Array]] | None = run
+        self._run: Run | None = run
         self._constants: dict[str, Array] = {}
 
     @property
@@ -79,14 +99,25 @@ class HostEngine:
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Engine`."""
+        outputs = self._running()(self._merged(feeds))
+        self._spec.check_outputs(outputs)
+        return outputs
+
+    def each(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        """See `Engine`. One after the other."""
+        return map(self, feeds)
+
+    def _running(self) -> Run:
         if self._run is None:
             raise UsageError(f"{self._spec.name}: this engine is closed; open it again")
+        return self._run
+
+    def _merged(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All inputs of the graph, checked."""
         self._refuse_bound(feeds)
         merged = {**self._constants, **feeds}
         self._spec.check_feeds(merged)
-        outputs = self._run(merged)
-        self._spec.check_outputs(outputs)
-        return outputs
+        return merged
 
     def bind(self, constants: Mapping[str, Array]) -> HostEngine:
         """See `Engine`. The constants are copied; nobody can write to the copies."""

@@ -36,7 +36,7 @@ def _api() -> Any:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """`cudaNAME(*arguments)`: what it gives beside the status, None where that is nothing.
+    """`cudaNAME(*arguments)`: what it gives beside the status, None where that is nothing, a list of several.
 
     Raises:
         EngineError: the status is not success.
@@ -47,7 +47,7 @@ def call(name: str, *arguments: Any) -> Any:
         if status.name == "cudaErrorMemoryAllocation":
             raise OutOfMemory(f"{message}; take a smaller --size or --batch-size")
         raise EngineError(message)
-    return given[0] if given else None
+    return given if len(given) > 1 else given[0] if given else None
 
 
 def find_gpu() -> Gpu:
@@ -85,6 +85,12 @@ def _driver() -> str:
     return f"CUDA {version // 1000}.{version % 1000 // 10}"
 
 
+def free_memory() -> int:
+    """Bytes of the GPU's memory that nobody has taken."""
+    free, _ = call("MemGetInfo")
+    return int(free)
+
+
 class DeviceMemory:
     """Memory on the GPU, given back with the last reference to it."""
 
@@ -112,6 +118,11 @@ class Staging:
         kind = _api().cudaMemcpyKind.cudaMemcpyHostToDevice
         call("MemcpyAsync", self.device.address, self._host, self.device.size, kind, stream.handle)
 
+    def take(self, other: Staging, stream: Stream) -> None:
+        """Copy what `other` has on the GPU, of the same size, to there."""
+        kind = _api().cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        call("MemcpyAsync", self.device.address, other.device.address, self.device.size, kind, stream.handle)
+
     def fetch(self, stream: Stream) -> None:
         """Copy from the GPU; `host` holds it once the stream is through."""
         kind = _api().cudaMemcpyKind.cudaMemcpyDeviceToHost
@@ -129,6 +140,10 @@ class Stream:
         """Until everything in it is done."""
         call("StreamSynchronize", self.handle)
 
+    def after(self, event: Event) -> None:
+        """What is put into it from now on waits for `event`."""
+        call("StreamWaitEvent", self.handle, event.handle, 0)
+
     def capture(self, launch: Callable[[], None]) -> Launches:
         """What `launch` puts into the stream, to be launched as one; nothing runs now."""
         with self._capturing() as graph:
@@ -145,6 +160,22 @@ class Stream:
             _api().cudaStreamEndCapture(self.handle)  # it failed already; this takes the stream out of capturing
             raise
         graph.append(call("StreamEndCapture", self.handle))
+
+
+class Event:
+    """A place in a stream. One that was never recorded is over."""
+
+    def __init__(self) -> None:
+        self.handle = call("EventCreateWithFlags", _api().cudaEventDisableTiming)
+        self._finalizer = weakref.finalize(self, _api().cudaEventDestroy, self.handle)
+
+    def record(self, stream: Stream) -> None:
+        """It is over once all is done that is in `stream` now."""
+        call("EventRecord", self.handle, stream.handle)
+
+    def wait(self) -> None:
+        """Until it is over."""
+        call("EventSynchronize", self.handle)
 
 
 class Launches:

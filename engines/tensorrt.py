@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from .base import Building, Engine, HostEngine, unsent
-from .cuda import DeviceMemory, Launches, Staging, Stream
+from .cuda import DeviceMemory, Event, Launches, Staging, Stream, find_gpu, free_memory
 from .errors import EngineError, OutOfMemory
 from .profile import Profile, sizes_of
 from .spec import Array, GraphSpec
 from .store import DamagedEngine, Entry, NoEngine
-from .tensorrt_build import BuildOptions, make_logger, start
-from .tensorrt_store import EngineBuilding, Job, ensure, find
+from .tensorrt_build import make_logger, out_of_memory, start
+from .tensorrt_store import EngineBuilding, Job, ensure, find, options_for
 from .tensorrt_versions import TensorRT, load
 
 # Sets of input shapes whose buffers and captured launches are kept.
@@ -43,15 +45,32 @@ def open_engine(
             command.
     """
     job = Job.of(model, spec, building.precision, building.sha256)
-    return HostEngine(spec, PlanRun(load(backend), job, allowed=building.allowed))
+    return PlanEngine(spec, PlanRun(load(backend), job, building))
+
+
+class PlanEngine(HostEngine):
+    """An `Engine` that computes the next outputs while those before are copied out."""
+
+    def each(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        """See `Engine`."""
+        run = self._running()
+        assert isinstance(run, PlanRun)
+        for outputs in run.each(map(self._merged, feeds)):
+            self._spec.check_outputs(outputs)
+            yield outputs
 
 
 class Scratch:
-    """Memory for what lies between the layers: one for all engines, which therefore take turns."""
+    """Memory for what lies between the layers: one for all engines, which therefore take turns in one stream."""
 
     def __init__(self) -> None:
         self.turn = threading.RLock()
         self.memory: DeviceMemory | None = None
+
+    @functools.cached_property
+    def stream(self) -> Stream:
+        """In which all engines compute."""
+        return Stream()
 
     def at_least(self, size: int) -> DeviceMemory:
         """It is another one after it has grown, and launches captured before are void."""
@@ -75,15 +94,26 @@ class Plan:
         if "version_compatible" in entry.recipe.flags:
             runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
         self.engine = runtime.deserialize_cuda_engine(entry.read())
-        if self.engine is None:
-            raise EngineError(
-                f"{entry.plan}: {tensorrt.version.label} refuses it ({'; '.join(logger.errors[-2:])}); build it again"
-            )
         self.errors: list[str] = logger.errors
+        if self.engine is None:
+            raise self._refused()
         self._keep = (runtime, logger)
+        if "weight_streaming" in entry.recipe.flags:
+            self._stream_weights()
         if "weight_stripped" in entry.recipe.flags:
             self._refit(model, logger)
         self._contexts: dict[int, Any] = {}
+
+    def _refused(self) -> EngineError:
+        told = "; ".join(self.errors[-2:])
+        if out_of_memory(self.errors):
+            return OutOfMemory(f"{self.entry.plan}: out of device memory while loading ({told}); free some of it")
+        return EngineError(f"{self.entry.plan}: {self._tensorrt.version.label} refuses it ({told}); build it again")
+
+    def _stream_weights(self) -> None:
+        """Keep as many weights on the GPU as leave a quarter of its memory to other engines and their outputs."""
+        room = free_memory() - self._tensorrt.scratch_size(self.engine) - find_gpu().memory // 4
+        self.engine.weight_streaming_budget_v2 = max(0, min(room, int(self.engine.streamable_weights_size)))
 
     def _refit(self, model: Path, logger: Any) -> None:
         refitter = self._tensorrt.module.Refitter(self.engine, logger)
@@ -108,15 +138,44 @@ class Plan:
         return np.dtype(_DTYPES[self.engine.get_tensor_dtype(name).name])
 
 
+class _Outbox:
+    """Outputs on their way to the host while the next ones are computed where these were."""
+
+    def __init__(self, outputs: Mapping[str, Staging]) -> None:
+        self._places = {name: Staging(output.host.shape, output.host.dtype) for name, output in outputs.items()}
+        self._computed, self._copied = Event(), Event()
+
+    def take(self, outputs: Mapping[str, Staging], stream: Stream) -> None:
+        """Copy the outputs aside, once those before have left for the host."""
+        stream.after(self._copied)
+        for name, place in self._places.items():
+            place.take(outputs[name], stream)
+        self._computed.record(stream)
+
+    def fetch(self, copies: Stream) -> None:
+        """Copy what was taken to the host, where nobody wants those before any more."""
+        copies.after(self._computed)
+        for place in self._places.values():
+            place.fetch(copies)
+        self._copied.record(copies)
+
+    def wait(self) -> dict[str, Staging]:
+        """What was fetched."""
+        self._copied.wait()
+        return self._places
+
+
 @dataclass
 class _Bucket:
-    """One set of input shapes. `sent` are the arrays that were copied to the GPU last."""
+    """One set of input shapes. `sent` are the arrays that were copied to the GPU last, which `arrived` tells of."""
 
     plan: Plan
     context: Any
     inputs: dict[str, Staging]
     outputs: dict[str, Staging]
     sent: dict[str, Array] = field(default_factory=dict)
+    arrived: Event = field(default_factory=Event)
+    outbox: _Outbox | None = None
     scratch: DeviceMemory | None = None
     launches: Launches | None = None
     calls: int = 0
@@ -128,13 +187,13 @@ class PlanRun:
     The launches of a set of shapes are captured in its second call, and replayed from then on.
     """
 
-    def __init__(self, tensorrt: TensorRT, job: Job, *, allowed: bool) -> None:
+    def __init__(self, tensorrt: TensorRT, job: Job, building: Building) -> None:
         self._tensorrt = tensorrt
         self._job = job
         self._spec = job.spec
-        self._allowed = allowed
+        self._building = building
         self._entries = self._find()
-        self._stream = Stream()
+        self._stream, self._copies = _SCRATCH.stream, Stream()
         self._plans: dict[Path, Plan] = {}
         self._kept: dict[Shapes, _Bucket] = {}
         if len(self._entries) == 1:
@@ -147,27 +206,58 @@ class PlanRun:
             NoEngine: no engine takes these shapes; it lists those that there are.
             EngineError: it fails: out of memory, say.
         """
+        with _SCRATCH.turn, self._bucket(feeds) as bucket:
+            self._start(bucket, feeds)
+            for staging in bucket.outputs.values():
+                staging.fetch(self._stream)
+            self._stream.wait()
+            return self._read(bucket.outputs)
+
+    def each(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        """Run the graph for each of `feeds`. Outputs are copied out, and used, while the next ones are computed."""
+        used: _Bucket | None = None
+        waiting: _Outbox | None = None
+        for one in feeds:
+            with _SCRATCH.turn, self._bucket(one) as bucket:
+                if bucket is not used:
+                    used, box = bucket, bucket.outbox or _Outbox(bucket.outputs)
+                    bucket.outbox = None  # nobody else's, meanwhile
+                self._start(bucket, one)
+                box.take(bucket.outputs, self._stream)
+            outputs = None if waiting is None else self._read(waiting.wait())
+            box.fetch(self._copies)
+            waiting = box
+            if outputs is not None:
+                yield outputs
+        if used is not None and waiting is not None:
+            yield self._read(waiting.wait())
+            used.outbox = waiting
+
+    @contextlib.contextmanager
+    def _bucket(self, feeds: Mapping[str, Array]) -> Iterator[_Bucket]:
+        """That of these shapes, which is given up where something fails."""
         shapes = tuple(feeds[tensor.name].shape for tensor in self._spec.inputs)
-        with _SCRATCH.turn:
-            try:
-                bucket = self._kept.get(shapes) or self._allocate(feeds, shapes)
-                for name, array in unsent(feeds, bucket.sent):
-                    bucket.inputs[name].send(array, self._stream)
-                self._launch(bucket)
-                for staging in bucket.outputs.values():
-                    staging.fetch(self._stream)
-                self._stream.wait()
-            except EngineError:
-                self._kept.pop(shapes, None)
-                raise
-            dtypes = {tensor.name: tensor.dtype for tensor in self._spec.outputs}
-            return {name: np.array(staging.host, dtypes[name]) for name, staging in bucket.outputs.items()}
+        try:
+            yield self._kept.get(shapes) or self._allocate(feeds, shapes)
+        except EngineError:
+            self._kept.pop(shapes, None)
+            raise
+
+    def _start(self, bucket: _Bucket, feeds: Mapping[str, Array]) -> None:
+        bucket.arrived.wait()
+        for name, array in unsent(feeds, bucket.sent):
+            bucket.inputs[name].send(array, self._stream)
+        bucket.arrived.record(self._stream)
+        self._launch(bucket)
+
+    def _read(self, outputs: Mapping[str, Staging]) -> dict[str, Array]:
+        return {tensor.name: np.array(outputs[tensor.name].host, tensor.dtype) for tensor in self._spec.outputs}
 
     def _find(self) -> list[Entry]:
         try:
             return find(self._tensorrt, self._job)
         except NoEngine as error:
-            if not self._allowed:
+            if not self._building.allowed:
                 raise
             if "that fits" in error.reason:
                 warnings.warn(f"{error.reason}; building another", EngineBuilding, stacklevel=2)
@@ -179,7 +269,7 @@ class PlanRun:
             try:
                 self._plans[entry.plan] = Plan(self._tensorrt, entry, self._job.path)
             except DamagedEngine as error:
-                if not self._allowed:
+                if not self._building.allowed:
                     raise
                 warnings.warn(f"{error}", EngineBuilding, stacklevel=2)
                 entry.remove()
@@ -193,12 +283,13 @@ class PlanRun:
             for i, profile in enumerate(entry.recipe.profiles):
                 if profile.covers(sizes):
                     return entry, i
-        if not self._allowed:
+        if not self._building.allowed:
             raise self._no_profile(sizes)
         profile = Profile.of(sizes)
         message = f"building an engine of {self._spec.name} for {profile}; it is kept, and takes minutes if it is large"
         warnings.warn(message, EngineBuilding, stacklevel=2)
-        self._entries.append(ensure(self._tensorrt, self._job, [profile], BuildOptions(), self._job.stores[-1]))
+        options, report = options_for(self._tensorrt, self._job), self._building.reports(self._spec.name)
+        self._entries.append(ensure(self._tensorrt, self._job, [profile], options, self._job.stores[-1], report))
         return self._entries[-1], 0
 
     def _allocate(self, feeds: Mapping[str, Array], shapes: Shapes) -> _Bucket:

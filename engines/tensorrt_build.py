@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .base import Report
 from .errors import BackendUnavailable, BundleError, EngineError, UsageError, one_line
 from .files import replacing
 from .onnx_scales import with_scales
@@ -16,11 +17,11 @@ from .profile import Profile
 from .spec import GraphSpec
 from .tensorrt_versions import TensorRT
 
-Report = Callable[[float], None]
 _HALF = "float16"
 # The builder's flags for options that are on or off.
 _FLAGS = {
     "weight_stripped": "STRIP_PLAN",
+    "weight_streaming": "WEIGHT_STREAMING",
     "refit": "REFIT",
     "version_compatible": "VERSION_COMPATIBLE",
 }
@@ -31,7 +32,8 @@ class BuildOptions:
     """How to build; what is left out is TensorRT's choice.
 
     `optimization_level` is 0 to 5, `workspace` in bytes. `weight_stripped` leaves the weights out of the plan, they
-    are read from the bundle when it is opened; `refit` lets them be replaced. `version_compatible` engines load in
+    are read from the bundle when it is opened; with `weight_streaming` those that do not fit into the GPU's memory come
+    from the host's in each run; `refit` lets them be replaced. `version_compatible` engines load in
     later versions too, `hardware_compatible` ones on any GPU since Ampere. `compute_capability` names GPUs to build
     for that are not here. `timing_cache` keeps what kernels took, for the next build on the same GPU.
     """
@@ -40,6 +42,7 @@ class BuildOptions:
     workspace: int | None = None
     timing_cache: Path | None = None
     weight_stripped: bool = False
+    weight_streaming: bool = False
     refit: bool = False
     version_compatible: bool = False
     hardware_compatible: bool = False
@@ -78,8 +81,9 @@ def build_plan(
 ) -> bytes:
     """Build the graph in the file `model` for these profiles, and return the plan.
 
-    One profile of fixed sizes gives a static engine. `report` is called with the fraction that is done, from a thread
-    of TensorRT's. Where this TensorRT can be stopped, `stop` stops the build, and so does a keyboard interrupt.
+    One profile of fixed sizes gives a static engine. `report` is called with the fraction that is done: at the start,
+    at the end, and between, from a thread of TensorRT's, where this one can be watched. Such a one `stop` stops, and so
+    does a keyboard interrupt.
 
     Raises:
         UsageError: see `BuildOptions.check`.
@@ -97,6 +101,7 @@ def build_plan(
     _fix_or_add_profiles(builder, config, network, spec, profiles)
     _configure(tensorrt, config, precision, options)
     stop = stop or threading.Event()
+    report(0.0)
     if tensorrt.version.has_progress:
         config.progress_monitor = _monitor(trt, report, stop)
     plan = _in_a_thread(
@@ -107,6 +112,7 @@ def build_plan(
     if options.timing_cache is not None:
         _save(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
     del parser
+    report(1.0)
     return bytes(memoryview(plan))
 
 
@@ -258,9 +264,14 @@ def _in_a_thread(work: Callable[[], Any], stop: threading.Event | None) -> Any:
 
 def _why_failed(name: str, errors: Sequence[str]) -> str:
     told = "; ".join(errors[-3:]) or "it does not say why"
-    if any("out of memory" in error.lower() or "outofmemory" in error.lower() for error in errors):
+    if out_of_memory(errors):
         return f"{name}: out of device memory while building ({told}); take a smaller --workspace, --batch or --shapes"
     return f"{name}: TensorRT cannot build it ({told})"
+
+
+def out_of_memory(errors: Sequence[str]) -> bool:
+    """Whether that is what TensorRT tells."""
+    return any("outofmemory" in error.lower().replace(" ", "") for error in errors)
 
 
 def _save(path: Path, content: memoryview) -> None:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from edgediffusion import __version__
 
+from .base import Report
 from .cuda import find_gpu
 from .errors import UsageError
 from .onnx_file import digests, read_onnx
@@ -19,7 +20,7 @@ from .profile import Profile
 from .recipe import STRIPPED, Graph, Recipe, Target
 from .spec import GraphSpec
 from .store import Entry, Store, find_engines
-from .tensorrt_build import BuildOptions, Report, build_plan
+from .tensorrt_build import BuildOptions, build_plan
 from .tensorrt_versions import TensorRT
 
 BUNDLE_STORE = "engines"  # a bundle's own store, in its folder
@@ -68,6 +69,12 @@ class Job:
     def command(self, backend: str, more: str = "") -> str:
         """What a user types to have an engine of it."""
         return f"edgediffusion build {self.bundle} --backend {backend}{more}"
+
+
+def options_for(tensorrt: TensorRT, job: Job) -> BuildOptions:
+    """Of an engine that is built because it is lacking: its weights may stream where they take half of the GPU."""
+    large = 2 * job.weights_bytes > find_gpu().memory
+    return BuildOptions(weight_streaming=large and "weight_streaming" in tensorrt.version.options)
 
 
 def here(tensorrt: TensorRT) -> Target:

@@ -16,6 +16,7 @@ from .errors import BackendUnavailable, one_line
 _EVERYWHERE = frozenset({"workspace", "refit"})
 # TensorRT-RTX times no kernels: it chooses them when it runs.
 _ON_A_GPU = _EVERYWHERE | {"optimization_level", "timing_cache", "version_compatible", "hardware_compatible"}
+_SINCE_10 = frozenset({"weight_stripped", "weight_streaming"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,11 @@ VERSIONS: dict[tuple[str, int], Version] = {
         reads_axes=False,
         user_managed=False,
     ),
-    ("tensorrt", 10): Version(label="TensorRT 10", options=_ON_A_GPU | {"weight_stripped"}),
-    ("tensorrt", 11): Version(label="TensorRT 11", options=_ON_A_GPU | {"weight_stripped"}),
+    ("tensorrt", 10): Version(label="TensorRT 10", options=_ON_A_GPU | _SINCE_10),
+    ("tensorrt", 11): Version(label="TensorRT 11", options=_ON_A_GPU | _SINCE_10),
     ("tensorrt_rtx", 1): Version(
         label="TensorRT-RTX",
-        options=_EVERYWHERE | {"weight_stripped", "compute_capability"},
+        options=_EVERYWHERE | _SINCE_10 | {"compute_capability"},
         compute_capabilities="8.0+",
         needs_gpu=False,
     ),

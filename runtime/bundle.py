@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from edgediffusion.engines.base import Building, Engine
+from edgediffusion.engines.base import Building, Engine, Reports, silent
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.files import sha256_of
 from edgediffusion.engines.registry import open_engine
@@ -33,25 +33,34 @@ class Bundle:
     """Opens engines on demand and frees them. A context manager: leaving it frees all."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, family: Family, backend: str, device: str, *, build: bool
+        self, path: Path, manifest: Manifest, family: Family, backend: str, device: str, building: Building
     ) -> None:
         self.path = path
         self.manifest = manifest
         self.family = family
         self._backend = backend
         self._device = device
-        self._build = build
+        self._building = building
         self._pool = ThreadPoolExecutor(2 * len(manifest.graphs), "edgediffusion")
         self._openings: dict[tuple[str, str | None], _Opening] = {}  # by component and variant
         self._closed = False
 
     @classmethod
-    def open(cls, path: str | Path, *, backend: str = "ort", device: str = "auto", build: bool = True) -> Bundle:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        backend: str = "ort",
+        device: str = "auto",
+        build: bool = True,
+        reports: Reports = silent,
+    ) -> Bundle:
         """Check the folder `path`: its manifest, that every file is there in full, and the digests of the small ones.
 
         Graphs and weights are digested when they are opened.
         A folder without a manifest that optimum exported is described from its graphs.
-        `build` says whether a backend that needs engines of its own may build those that are lacking.
+        `build` says whether a backend that needs engines of its own may build those that are lacking; of each that is
+        built, what `reports` makes for its name is told the fraction that is done.
 
         Raises:
             BundleError: there is no bundle, a file is missing, truncated or altered, or it is of a newer version.
@@ -70,7 +79,7 @@ class Bundle:
         heavy = {file for graph in manifest.graphs.values() for file in graph.files}
         for name in manifest.files.keys() - heavy:
             _check_digest(path / name, manifest.files[name])
-        return cls(path, manifest, family, backend, device, build=build)
+        return cls(path, manifest, family, backend, device, Building(allowed=build, reports=reports))
 
     @property
     def builds_engines(self) -> bool:
@@ -151,8 +160,8 @@ class Bundle:
             backend=self._backend,
             device=self._device,
             dialects=dialects,
-            building=Building(
-                allowed=self._build,
+            building=replace(
+                self._building,
                 precision=dtype,
                 sha256={self.path / file: record.sha256 for file, record in records if record.sha256},
             ),

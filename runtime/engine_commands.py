@@ -8,11 +8,9 @@ import json
 import os
 import platform
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from edgediffusion import __version__
@@ -22,7 +20,7 @@ from edgediffusion.engines.profile import Profile
 from edgediffusion.engines.recipe import Target
 from edgediffusion.engines.registry import BACKENDS
 from edgediffusion.engines.store import DamagedEngine, Entry, Store
-from edgediffusion.engines.tensorrt_build import BuildOptions, Report
+from edgediffusion.engines.tensorrt_build import BuildOptions
 from edgediffusion.engines.tensorrt_store import BUNDLE_STORE, Job, ensure, here, memory_needed
 from edgediffusion.engines.tensorrt_versions import TensorRT, load
 
@@ -31,11 +29,13 @@ from .build_plan import Wanted, parts_of
 from .bundle import Bundle
 from .doctor import free_memory
 from .latents import LatentSpace
+from .progress import bars
 from .tables import show_engines
 
 Say = Callable[[str], None]
 _FLAGS = {
     "weight_stripped": "leave the weights out of the plan; they are read from the bundle when it is opened",
+    "weight_streaming": "let weights that do not fit into the GPU's memory come from the host's in each run",
     "refit": "let the weights be replaced",
     "version_compatible": "let later versions of TensorRT load it",
     "hardware_compatible": "for any GPU since Ampere, at some cost in speed",
@@ -90,10 +90,10 @@ def build(arguments: Sequence[str], say: Say) -> int:
     store = Store(options.bundle / BUNDLE_STORE) if options.in_bundle else Store.of_user()
     _check_memory([job for job, _ in jobs], options.jobs)
     stop = threading.Event()
-    with _progress() as reports, ThreadPoolExecutor(options.jobs) as pool:
+    with bars() as shown, ThreadPoolExecutor(options.jobs) as pool:
         try:
             futures = [
-                pool.submit(ensure, tensorrt, job, profiles, choices, store, reports(job.spec.name), stop)
+                pool.submit(ensure, tensorrt, job, profiles, choices, store, shown.building(job.spec.name), stop)
                 for job, profiles in jobs
             ]
             for future in futures:
@@ -137,24 +137,6 @@ def _check_memory(jobs: Sequence[Job], at_once: int) -> None:
             f"building takes about {needed >> 20} MiB of memory, {free >> 20} are free; "
             "build fewer at a time with --jobs or --component"
         )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], Report]]:
-    """A bar for each engine, on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda name: lambda fraction: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-
-        def reports(name: str) -> Report:
-            task = progress.add_task(f"building {name}", total=1.0)
-            return lambda fraction: progress.update(task, completed=fraction)
-
-        yield reports
 
 
 def tested_on(backend: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ timesteps, 32-bit ids and half-precision arrays.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +128,11 @@ class _Adapted:
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Engine`."""
-        outputs = self._engine(self._convert(feeds))
-        return {name: value.astype(_dtype(name), copy=False) for name, value in outputs.items()}
+        return _ours(self._engine(self._convert(feeds)))
+
+    def each(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        """See `Engine`."""
+        return map(_ours, self._engine.each(map(self._convert, feeds)))
 
     def bind(self, constants: Mapping[str, Array]) -> Engine:
         """See `Engine`."""
@@ -147,6 +150,10 @@ class _Adapted:
 
     def _convert(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return {name: _fit(value, self._inputs.get(name)) for name, value in feeds.items()}
+
+
+def _ours(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: value.astype(_dtype(name), copy=False) for name, value in outputs.items()}
 
 
 def _fit(value: Array, tensor: TensorSpec | None) -> Array:

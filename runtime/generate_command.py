@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .output import Output
     from .pipeline import Pipeline
     from .run import Run
+
+    Watch = Callable[[Run], Iterable[Step]]
 
 SHORT_NAMES = {"steps": "num-inference-steps"}  # in --sweep
 
@@ -42,29 +44,33 @@ def generate(arguments: Sequence[str]) -> int:
     output = Output(path, several=options.num_images > 1, force=options.force)
 
     from .pipeline import Pipeline
+    from .progress import bars
     from .repeat import warn_of_another_model
 
     with ExitStack() as stack:
-        pipeline = stack.enter_context(Pipeline.load(**opening(options)))
+        shown = stack.enter_context(bars())
+        load = functools.partial(Pipeline.load, **opening(options), reports=shown.building)
+        pipeline = stack.enter_context(load())
         if options.refiner is not None:
-            refiner = Pipeline.load(**opening(options) | {"bundle": options.refiner})
-            settings["refiner"] = stack.enter_context(refiner)
+            settings["refiner"] = stack.enter_context(load(bundle=options.refiner))
         if repeated is not None:
             warn_of_another_model(options.source, repeated, pipeline.bundle.manifest)
         if options.sweep:
-            done = _draw_plate(pipeline, settings, options.sweep, output)
+            done = _draw_plate(pipeline, settings, options.sweep, output, shown.steps)
         elif lines is None:
-            done = _draw(pipeline, settings, options, output)
+            done = _draw(pipeline, settings, options, output, shown.steps)
         else:
             orders = plan_job(pipeline, lines, settings, options.prompts, path)
-            job = run_job(orders, _with_progress, force=options.force)
+            job = run_job(orders, shown.steps, force=options.force)
             done = (str(written) if drawn else f"{written} (was there)" for written, drawn in job)
         for line in done:
             print_line(line)
     return 0
 
 
-def _draw(pipeline: Pipeline, settings: dict[str, Any], options: argparse.Namespace, output: Output) -> Iterable[str]:
+def _draw(
+    pipeline: Pipeline, settings: dict[str, Any], options: argparse.Namespace, output: Output, watch: Watch
+) -> Iterable[str]:
     """The names of the pictures, and of the contact sheet."""
     from .batches import draw
     from .output import Output
@@ -73,7 +79,7 @@ def _draw(pipeline: Pipeline, settings: dict[str, Any], options: argparse.Namesp
 
     count = options.num_images
     pictures: Iterable[GeneratedImage] = draw(
-        pipeline.steps(**settings | {"num_images": options.best_of or count}), _with_progress
+        pipeline.steps(**settings | {"num_images": options.best_of or count}), watch
     )
     if options.best_of is not None:
         pictures = keep_best(pipeline, list(pictures), count)
@@ -88,7 +94,7 @@ def _draw(pipeline: Pipeline, settings: dict[str, Any], options: argparse.Namesp
 
 
 def _draw_plate(
-    pipeline: Pipeline, settings: dict[str, Any], sweep: Sequence[tuple[str, list[str]]], output: Output
+    pipeline: Pipeline, settings: dict[str, Any], sweep: Sequence[tuple[str, list[str]]], output: Output, watch: Watch
 ) -> Iterable[str]:
     """The name of the plate; all on it have the same seed, unless that is what varies."""
     import secrets
@@ -99,7 +105,7 @@ def _draw_plate(
     values = {name: [(text, _setting(name, text)) for text in texts] for name, texts in sweep}
     settings = {"seed": secrets.randbits(32)} | settings
     runs = [[pipeline.steps(**settings | cell) for cell in row] for row in variants(values)]
-    rows = [[picture.image for run in row for picture in draw(run, _with_progress)] for row in runs]
+    rows = [[picture.image for run in row for picture in draw(run, watch)] for row in runs]
     yield str(output.write(plate(rows, *labels(values))))
 
 
@@ -230,15 +236,6 @@ def _check_together(options: argparse.Namespace, parser: Parser) -> None:
         parser.error(f"--sweep and --num-images {options.num_images}: there is one picture of each variant")
     if options.best_of is not None and options.best_of < max(1, options.num_images):
         parser.error(f"--best-of {options.best_of}: wanted at least --num-images, {options.num_images}")
-
-
-def _with_progress(run: Run) -> Iterable[Step]:
-    if not sys.stderr.isatty():
-        return run
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(run, "denoising", len(run), console=Console(stderr=True), transient=True)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgediffusion.engines.base import Engine
+from edgediffusion.engines.base import Engine, Reports, silent
 
 from .arrays import F32
 from .batches import Room, draw
@@ -56,16 +56,23 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, bundle: str | Path | None = None, *, backend: str = "ort", device: str = "auto", build: bool = True
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        backend: str = "ort",
+        device: str = "auto",
+        build: bool = True,
+        reports: Reports = silent,
     ) -> Pipeline:
-        """Open the folder `bundle`, by default the built-in model. For `build` see `Bundle.open`.
+        """Open the folder `bundle`, by default the built-in model. For the rest see `Bundle.open`.
 
         Raises:
             BundleError: there is no bundle, or it is incomplete, altered or too new.
             UnknownName: there is no such backend or device.
             BackendUnavailable: the backend or device does not work here.
         """
-        opened = Bundle.open(BUILTIN if bundle is None else bundle, backend=backend, device=device, build=build)
+        folder = BUILTIN if bundle is None else bundle
+        opened = Bundle.open(folder, backend=backend, device=device, build=build, reports=reports)
         try:
             return cls(opened)
         except BaseException:
@@ -140,11 +147,14 @@ class Pipeline:
     def _each(self, name: str, source: F32, tiling: bool) -> Iterator[F32]:
         engine = self.bundle.engine(name)
         (entry,) = (tensor.name for tensor in engine.spec.inputs)
+        pictures = (source[k : k + 1] for k in range(len(source)))
+        if not tiling:
+            yield from (outputs.popitem()[1] for outputs in engine.each({entry: picture} for picture in pictures))
+            return
         steps = (1, self.latent_space.pixels_per_latent)
         source_step, result_step = steps if name == "vae_decoder" else steps[::-1]
-        tile = TILE if tiling else max(source.shape)
-        for k in range(len(source)):
-            yield in_tiles(lambda x: engine({entry: x}).popitem()[1], source[k : k + 1], tile, source_step, result_step)
+        for picture in pictures:
+            yield in_tiles(lambda x: engine({entry: x}).popitem()[1], picture, TILE, source_step, result_step)
 
     def close(self) -> None:
         """Free the engines. May be called twice."""

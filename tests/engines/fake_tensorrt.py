@@ -1,7 +1,7 @@
 """TensorRT and CUDA without a GPU: what we call of both, with the checks that they make.
 
-A plan is JSON. Device memory is host memory that only copies and engines may touch; launches are queued while a stream
-captures, and run at once else.
+A plan is JSON. Device memory is host memory that only copies and engines may touch. What is put into a stream runs when
+somebody waits for it, as late as the real one could.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ class FakeCuda:
     """In place of `cuda.bindings.runtime`. `fail` maps a function's name to the status that its next call gives."""
 
     cudaStreamNonBlocking = 1
-    cudaMemcpyKind = enum.IntEnum("cudaMemcpyKind", "cudaMemcpyHostToDevice cudaMemcpyDeviceToHost")
+    cudaEventDisableTiming = 2
+    cudaMemcpyKind = enum.IntEnum(
+        "cudaMemcpyKind", "cudaMemcpyHostToDevice cudaMemcpyDeviceToHost cudaMemcpyDeviceToDevice"
+    )
     cudaStreamCaptureMode = enum.IntEnum("cudaStreamCaptureMode", "cudaStreamCaptureModeThreadLocal")
 
     class Status(enum.IntEnum):
@@ -40,10 +43,14 @@ class FakeCuda:
     def __init__(self) -> None:
         self.fail: dict[str, int] = {}
         self.devices = 1
+        self.free = 60 << 30
         self.buffers: dict[int, Any] = {}
         self.device: dict[int, int] = {}  # address -> size
         self.capturing: list[Callable[[], None]] | None = None
         self.calls: list[str] = []
+        self.streams: list[list[Callable[[], Any]]] = []  # all that was ever put into each
+        self.done: list[int] = []  # how much of it ran
+        self.events: list[tuple[int, int] | None] = []  # the stream and how much of it
         self.peak = 0
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
@@ -52,7 +59,8 @@ class FakeCuda:
             if name in self.fail:
                 return self.Status(self.fail.pop(name)), *[None][: name not in ("cudaFree",)]
             given = getattr(self, f"_{name.removeprefix('cuda')}")(*arguments)
-            return (self.Status.cudaSuccess,) if given is None else (self.Status.cudaSuccess, given)
+            given = () if given is None else given if isinstance(given, tuple) else (given,)
+            return (self.Status.cudaSuccess, *given)
 
         if not name.startswith("cuda"):
             raise AttributeError(name)
@@ -83,26 +91,69 @@ class FakeCuda:
     def _MallocHost(self, size: int) -> int:
         return self._allocate(size)
 
+    def _MemGetInfo(self) -> tuple[int, int]:
+        return self.free, 80 << 30
+
     def _Free(self, address: int) -> None:
+        for stream, queue in enumerate(self.streams):  # as the real one, it waits for the GPU
+            self._run(stream, len(queue))
         del self.buffers[address], self.device[address]
 
     def _FreeHost(self, address: int) -> None:
+        for stream, queue in enumerate(self.streams):
+            self._run(stream, len(queue))
         del self.buffers[address]
 
     def _MemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
-        device = target if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
-        assert device in self.device
-        assert self.capturing is None
-        ctypes.memmove(target, source, size)
+        kinds = self.cudaMemcpyKind
+        assert (target in self.device) == (kind != kinds.cudaMemcpyDeviceToHost)
+        assert (source in self.device) == (kind != kinds.cudaMemcpyHostToDevice)
+        self._put(stream, lambda: ctypes.memmove(target, source, size))
+
+    def _put(self, stream: int, work: Callable[[], Any]) -> None:
+        """Into a stream, where it waits until somebody waits for it."""
+        if self.capturing is not None:
+            self.capturing.append(work)
+        else:
+            self.streams[stream].append(work)
+
+    def _run(self, stream: int, count: int) -> None:
+        """What is in a stream, up to the first `count` that were ever put into it."""
+        while self.done[stream] < count:
+            self.streams[stream][self.done[stream]]()
+            self.done[stream] += 1
 
     def _StreamCreateWithFlags(self, flags: int) -> int:
-        return 7
+        self.streams.append([])
+        self.done.append(0)
+        return len(self.streams) - 1
+
+    def _StreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
+        if (place := self.events[event]) is not None:
+            stream_before, count = place
+            self._put(stream, lambda: self._run(stream_before, count))
+
+    def _EventCreateWithFlags(self, flags: int) -> int:
+        self.events.append(None)
+        return len(self.events) - 1
+
+    def _EventDestroy(self, event: int) -> None:
+        pass
+
+    def _EventRecord(self, event: int, stream: int) -> None:
+        assert self.capturing is None
+        self.events[event] = (stream, len(self.streams[stream]))
+
+    def _EventSynchronize(self, event: int) -> None:
+        if (place := self.events[event]) is not None:
+            self._run(*place)
 
     def _StreamDestroy(self, stream: int) -> None:
         pass
 
     def _StreamSynchronize(self, stream: int) -> None:
         assert self.capturing is None
+        self._run(stream, len(self.streams[stream]))
 
     def _StreamBeginCapture(self, stream: int, mode: int) -> None:
         self.capturing = []
@@ -122,7 +173,7 @@ class FakeCuda:
 
     def _GraphLaunch(self, graph: list[Callable[[], None]], stream: int) -> None:
         for launch in graph:
-            launch()
+            self._put(stream, launch)
 
     def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Device memory as an array."""
@@ -146,11 +197,12 @@ class FakeTensorRT:
         self.cuda = cuda
         self.functions = functions
         self.config: Any = None  # of the last build
+        self.engine: Any = None  # the last that was loaded
         self.build_error = ""
         self.on_step: Callable[[int], None] = lambda step: None
         old = version.startswith("8")
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**{"EXPLICIT_BATCH" if old else "STRONGLY_TYPED": 0})
-        flags = ["REFIT", "VERSION_COMPATIBLE", *(["FP16"] if old else ["STRIP_PLAN"])]
+        flags = ["REFIT", "VERSION_COMPATIBLE", *(["FP16"] if old else ["STRIP_PLAN", "WEIGHT_STREAMING"])]
         self.BuilderFlag = SimpleNamespace(**{flag: flag for flag in flags})
         self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
         self.HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="ampere+")
@@ -237,7 +289,8 @@ class FakeTensorRT:
             if record["version"] != self.__version__:
                 logger.log(1, f"Version tag does not match.\nCurrent {self.__version__}")
                 return None
-            return FakeEngine(record, self)
+            self.engine = engine = FakeEngine(record, self)
+            return engine
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
@@ -293,6 +346,7 @@ class FakeEngine:
             self.create_execution_context_without_device_memory = lambda: FakeContext(self)
         else:
             self.device_memory_size_v2 = 1000
+            self.streamable_weights_size = self.weight_streaming_budget_v2 = 50 << 30
             self.create_execution_context = lambda strategy: FakeContext(self)
 
     def get_tensor_dtype(self, name: str) -> Any:
@@ -345,10 +399,7 @@ class FakeContext:
             for name, value in self._compute(feeds).items():
                 cuda.view(addresses[name], value.shape, self._dtype(name))[...] = value
 
-        if cuda.capturing is None:
-            run()
-        else:
-            cuda.capturing.append(run)
+        cuda._put(stream, run)
         return True
 
     def _dtype(self, name: str) -> np.dtype[Any]:

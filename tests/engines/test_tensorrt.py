@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgediffusion.engines.base import Building, Engine
-from edgediffusion.engines.errors import BackendUnavailable, EngineError, OutOfMemory
+from edgediffusion.engines.errors import BackendUnavailable, EngineError, OutOfMemory, UsageError
 from edgediffusion.engines.profile import Profile
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.store import NoEngine, Store
@@ -65,8 +65,14 @@ def open_built(model: Path) -> Engine:
 
 def test_an_engine_is_built_for_the_shapes_that_come_and_kept(fake: FakeTensorRT, model: Path, tmp_path: Path) -> None:
     message = "building an engine of tiny for batch 3; it is kept, and takes minutes if it is large"
-    with open_engine(model, SPEC, backend="tensorrt") as engine, pytest.warns(EngineBuilding, match=message):
+    told: list[tuple[str, float]] = []
+    building = Building(reports=lambda name: lambda fraction: told.append((name, fraction)))
+    with (
+        open_engine(model, SPEC, backend="tensorrt", building=building) as engine,
+        pytest.warns(EngineBuilding, match=message),
+    ):
         np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+    assert (told[0], told[-1]) == (("tiny", 0), ("tiny", 1))
     with warnings.catch_warnings(), open_built(model) as engine:
         warnings.simplefilter("error")
         np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
@@ -184,6 +190,54 @@ def test_constants_are_copied_once(fake: FakeTensorRT, cuda: FakeCuda, model: Pa
     assert cuda.calls.count("cudaMemcpyAsync") - copies == 2  # x there, y back
 
 
+def test_copies_out_overlap_what_is_computed_next(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
+    build(model)
+    with open_built(model) as engine, engine.bind({"offset": OFFSET}) as bound:
+        results = bound.each({"x": X + i} for i in range(5))
+        np.testing.assert_array_equal(next(results)["y"], Y)
+        compute, copies = range(2)
+        assert len(cuda.streams[compute]) > cuda.done[compute]  # the second, while the first is looked at
+        assert len(cuda.streams[copies]) > cuda.done[copies]
+        rest = [outputs["y"] - Y for outputs in results]
+        np.testing.assert_array_equal(rest, [np.full((3, 3), [5, 7, 9]) * i for i in range(1, 5)])
+        taken = dict(cuda.device)
+        assert len(list(bound.each([{"x": X}, {"x": X}]))) == 2
+        assert cuda.device == taken  # the places are kept
+
+
+def test_one_after_the_other_in_different_shapes(fake: FakeTensorRT, model: Path) -> None:
+    build(model, Profile.of({"batch": (1, 3, 3)}))
+    with open_built(model) as engine:
+        shown = [outputs["y"] for outputs in engine.each({"x": X[:n], "offset": OFFSET} for n in (3, 1, 1, 2, 3))]
+        for n, y in zip((3, 1, 1, 2, 3), shown, strict=True):
+            np.testing.assert_array_equal(y, Y[:n])
+    with pytest.raises(UsageError, match="tiny: this engine is closed; open it again"):
+        next(engine.each([FEEDS]))
+
+
+@pytest.mark.parametrize(("free", "kept"), [(30, 10), (75, 50), (10, 0)])
+def test_weights_that_do_not_fit_are_streamed(
+    free: int, kept: int, fake: FakeTensorRT, cuda: FakeCuda, model: Path
+) -> None:
+    build(model, weight_streaming=True)
+    assert "WEIGHT_STREAMING" in fake.config.flags
+    cuda.free = (free << 30) + 1000  # of 80 GiB, for 50 of weights
+    with open_built(model) as engine:
+        assert fake.engine.weight_streaming_budget_v2 == kept << 30
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+
+
+def test_an_engine_larger_than_half_the_gpu_may_stream(
+    fake: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Job, "weights_bytes", 41 << 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 1 << 40))
+    with open_engine(model, SPEC, backend="tensorrt") as engine, pytest.warns(EngineBuilding):
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+    (entry,) = Store(tmp_path / "cache").entries()
+    assert entry.recipe.flags == ("weight_streaming",)
+
+
 def test_memory_is_bounded_and_given_back(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:
     build(model, Profile.of({"batch": (1, 1, 64)}))
     with open_built(model) as engine:
@@ -224,6 +278,18 @@ def test_a_plan_that_tensorrt_refuses(fake: FakeTensorRT, model: Path, monkeypat
     build(model)
     monkeypatch.setattr(fake, "Runtime", lambda logger: type("R", (), {"deserialize_cuda_engine": lambda s, p: None})())
     with pytest.raises(EngineError, match=r"\.plan: TensorRT 10 refuses it \(\); "):
+        open_built(model)
+
+
+def test_a_plan_that_does_not_fit(fake: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(model)
+
+    def runtime(logger: Any) -> Any:
+        logger.log(1, "Requested amount of GPU memory (9 bytes) could not be allocated: OutOfMemory")
+        return type("R", (), {"deserialize_cuda_engine": lambda self, plan: None})()
+
+    monkeypatch.setattr(fake, "Runtime", runtime)
+    with pytest.raises(OutOfMemory, match=r"\.plan: out of device memory while loading \(.*\); free some of it"):
         open_built(model)
 
 

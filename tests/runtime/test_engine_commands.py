@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edgediffusion.runtime.pipeline import BUILTIN
 
 from ..engines.conftest import cuda, tensorrt
 from ..engines.fake_tensorrt import FakeCuda, FakeTensorRT
+from .test_progress import Terminal
 
 __all__ = ["cuda", "tensorrt"]  # fixtures
 Install = Callable[..., FakeTensorRT]
@@ -198,6 +200,17 @@ def test_no_build(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["generate", "a red apple", "--backend", "tensorrt", "--no-build"]) == 2
     message = f"no tensorrt engine of unet; edgediffusion build {BUILTIN} --backend tensorrt"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default::edgediffusion.engines.tensorrt_store.EngineBuilding")
+def test_generate_shows_what_it_builds(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    fake.build_error = "no memory for that"
+    assert main(["generate", "a red apple", "--backend", "tensorrt"]) == 2
+    for word in ("building an engine of text_encoder", "building text_encoder", "no memory for that"):
+        assert word in terminal.getvalue()
 
 
 def test_a_report_says_what_it_was_made_on(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,41 @@
+"""Bars, on terminals only."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from edgediffusion.runtime.progress import bars
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_build_of_an_engine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with bars() as shown:
+        shown.building("vae_decoder")
+        unet, text_encoder = map(shown.building, ("unet", "text_encoder"))
+        for fraction in (0.0, 0.5):
+            unet(fraction)
+            text_encoder(2 * fraction)
+            sys.stdout.write("into a pipe\n")
+    assert "building unet" in terminal.getvalue()
+    assert "vae_decoder" not in terminal.getvalue()  # nobody builds it
+    last = terminal.getvalue().rpartition("building unet")[2]
+    assert "50%" in last
+    assert "-:--:--" in last  # the time that is left
+    assert "text_encoder" not in last  # it is done
+    assert capsys.readouterr().out == "into a pipe\n" * 2
+
+
+def test_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with bars() as shown:
+        shown.building("unet")(0.5)
+    assert capsys.readouterr().err == ""
