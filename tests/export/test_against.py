@@ -51,6 +51,12 @@ def test_a_checkpoint_without_a_component_of_the_bundle(
     assert f"source: no text_encoder there, which {bundle} has; add what gives one" in capsys.readouterr().err
 
 
+def test_a_folder_of_another_tool(bundle: Path, checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(bundle, tmp_path / "theirs", ignore=shutil.ignore_patterns("edgediffusion.json"))
+    assert main(["verify", str(tmp_path / "theirs"), "--against", str(checkpoint)]) == 2
+    assert "theirs: written with another tool, whose graphs cannot be compared at every size" in capsys.readouterr().err
+
+
 def test_without_torch(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     for name in [name for name in sys.modules if name.startswith("edgediffusion.export.")]:
         monkeypatch.delitem(sys.modules, name)
