@@ -8,6 +8,7 @@
     ├── EngineError (RuntimeError)          a graph that fails while it runs
     │   └── OutOfMemory (MemoryError)       for want of the device's memory: less at once may do
     ├── BundleError (ValueError)            a bundle that is missing, incomplete, altered or too new
+    ├── RunCancelled (RuntimeError)         a run that was told to stop before its end
     └── ExportError (ValueError)            a checkpoint that cannot become a bundle
 
 Every message is one line: which, got, wanted, what to do. The command line prints it and exits with status 2.
@@ -74,6 +75,10 @@ class OutOfMemory(EngineError, MemoryError):
 
 class BundleError(EdgeDiffusionError, ValueError):
     """A bundle that is missing, incomplete, altered or too new."""
+
+
+class RunCancelled(EdgeDiffusionError, RuntimeError):
+    """A run that was told to stop before its end."""
 
 
 class ExportError(EdgeDiffusionError, ValueError):

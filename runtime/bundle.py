@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ class Bundle:
         self._pool = ThreadPoolExecutor(2 * len(manifest.graphs), "edgediffusion")
         self._openings: dict[tuple[str, str | None], _Opening] = {}  # by component and variant
         self._closed = False
+        self._lock = threading.RLock()
+        self.engines: dict[str, Engine] = {}  # see `use`
 
     @classmethod
     def open(
@@ -107,7 +110,8 @@ class Bundle:
             UsageError: the bundle is closed.
         """
         for name in names:
-            self._open(name, None)
+            if name not in self.engines:
+                self._open(name, None)
 
     def engine(self, name: str, variant: str | None = None) -> Engine:
         """The engine of a component, opened now unless it is open; of a variant of its graph, where that is named.
@@ -116,6 +120,8 @@ class Bundle:
             BundleError: its files are not those of the manifest.
             UnknownName, BackendUnavailable, UsageError: see `prefetch` and `engines.registry.open_engine`.
         """
+        if (given := self.engines.get(name if variant is None else f"{name}.{variant}")) is not None:
+            return given
         opening = self._open(name, variant)
         try:
             opening.verified.result()
@@ -124,6 +130,17 @@ class Bundle:
             self.release(name)
             raise
 
+    def use(self, engines: Mapping[str, Engine]) -> None:
+        """Take these in place of its own, by component, or component.variant; whoever opened them closes them.
+
+        Raises:
+            UnknownName: the bundle has no such graph.
+        """
+        known = [name if variant is None else f"{name}.{variant}" for name, variant in self.manifest.all_graphs]
+        if unknown := sorted(engines.keys() - set(known)):
+            raise UnknownName("graph", unknown[0], known)
+        self.engines = dict(engines)
+
     def release(self, *names: str) -> None:
         """Free the engines of these components; `engine` opens them again."""
         for key in [key for key in self._openings if key[0] in names]:
@@ -131,6 +148,10 @@ class Bundle:
                 opening.engine.result().close()
 
     def _open(self, name: str, variant: str | None) -> _Opening:
+        with self._lock:
+            return self._open_once(name, variant)
+
+    def _open_once(self, name: str, variant: str | None) -> _Opening:
         if self._closed:
             raise UsageError(f"{self.path}: this bundle was closed; open it again")
         if (name, variant) in self._openings:

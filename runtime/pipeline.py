@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,8 +63,12 @@ class Pipeline:
         device: str = "auto",
         build: bool = True,
         reports: Reports = silent,
+        engines: Mapping[str, Engine] | None = None,
     ) -> Pipeline:
         """Open the folder `bundle`, by default the built-in model. For the rest see `Bundle.open`.
+
+        `engines` are some of its graphs, opened by the caller, who closes them: "unet", or "unet.controlnet" for that
+        which takes what ControlNets give. Several pipelines, each in a thread of its own, may share them.
 
         Raises:
             BundleError: there is no bundle, or it is incomplete, altered or too new.
@@ -74,6 +78,7 @@ class Pipeline:
         folder = BUILTIN if bundle is None else bundle
         opened = Bundle.open(folder, backend=backend, device=device, build=build, reports=reports)
         try:
+            opened.use(engines or {})
             return cls(opened)
         except BaseException:
             opened.close()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgediffusion import __version__
-from edgediffusion.engines.errors import UsageError
+from edgediffusion.engines.errors import RunCancelled, UsageError
 
 from .arrays import F32
 from .checks import check_run
@@ -99,8 +100,14 @@ class Run:
     vae_tiling: bool = False
     then: Run | None = None
 
+    _cancelled: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+
     def __post_init__(self) -> None:
         check_run(self)
+
+    def cancel(self) -> None:
+        """Stop, from any thread: whoever iterates gets `RunCancelled` in place of the next step, for good."""
+        self._cancelled.set()
 
     @property
     def texts(self) -> tuple[Texts, ...]:
@@ -130,9 +137,22 @@ class Run:
         return self.stop - self.first_call + (0 if self.then is None else len(self.then))
 
     def __iter__(self) -> Iterator[Step]:
-        """Compute each step when it is asked for."""
+        """Compute each step when it is asked for.
+
+        Raises:
+            RunCancelled: see `cancel`.
+        """
         steps = self._denoise()
-        return steps if self.then is None else self._and_then(steps, self.then)
+        return self._until_cancelled(steps if self.then is None else self._and_then(steps, self.then))
+
+    def _until_cancelled(self, steps: Iterator[Step]) -> Iterator[Step]:
+        done = 0
+        while not self._cancelled.is_set():
+            if (step := next(steps, None)) is None:
+                return
+            done += 1
+            yield step
+        raise RunCancelled(f"cancelled after {done} of {len(self)} steps")
 
     def _and_then(self, steps: Iterator[Step], then: Run) -> Iterator[Step]:
         for step in steps:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgediffusion import __version__
-from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
+from edgediffusion.engines.errors import BundleError, RunCancelled, UnknownName, UsageError
 from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, denoise
 from edgediffusion.runtime import pipeline as pipeline_module
 from edgediffusion.runtime.arrays import F32
@@ -306,3 +308,33 @@ def test_the_builtin_model_is_the_default(bundle_path: Path, opened: Opened, mon
     monkeypatch.setattr(pipeline_module, "BUILTIN", bundle_path)
     with Pipeline.load() as pipeline:
         assert pipeline.bundle.path == bundle_path
+
+
+def test_a_run_is_cancelled_from_another_thread(pipeline: Pipeline) -> None:
+    run = pipeline.steps("a red apple", seed=0, num_inference_steps=6)
+    steps = iter(run)
+    next(steps)
+    other = threading.Thread(target=run.cancel)
+    other.start()
+    other.join()
+    with pytest.raises(RunCancelled, match="cancelled after 1 of 6 steps"):
+        next(steps)
+    with pytest.raises(RunCancelled, match="cancelled after 0 of 6 steps"):
+        next(iter(run))
+
+
+def test_engines_that_the_caller_opened(bundle_path: Path, opened: Opened) -> None:
+    with Pipeline.load(bundle_path) as own:
+        expected = pixels(own("a red apple", seed=0))
+        engines = {name: own.bundle.engine(name) for name in ("text_encoder", "unet", "vae_decoder")}
+        opened.names.clear()
+        pipelines = [Pipeline.load(bundle_path, engines=engines) for _ in range(3)]
+        assert opened.names == []
+        with ThreadPoolExecutor() as pool:
+            for images in pool.map(lambda pipeline: pipeline("a red apple", seed=0), pipelines):
+                np.testing.assert_array_equal(pixels(images), expected)
+        for pipeline in pipelines:
+            pipeline.close()
+        np.testing.assert_array_equal(pixels(own("a red apple", seed=0)), expected)
+        with pytest.raises(UnknownName, match="unknown graph 'u-net'; known: text_encoder, unet, "):
+            Pipeline.load(bundle_path, engines={"u-net": engines["unet"]})
