@@ -10,6 +10,7 @@ BENCHMARKS = {
     "batches": ("batches", "batches"),
     "cold-start": ("cold_start", "cold_start"),
     "footprint": ("footprint", "footprint"),
+    "loop-overhead": ("loop_overhead", "loop_overhead"),
     "scheduler-step": ("scheduler_step", "scheduler_step"),
     "compare": ("compare", "compare"),
     "plot": ("plots", "plot"),
