@@ -252,7 +252,13 @@ def plan(
     return _plan(pipeline, task, prompt, negative_prompt, given)
 
 
-def _plan(pipeline: Pipeline, task: Task, prompt: str, negative_prompt: str, given: dict[str, Any]) -> Run:
+def _plan(
+    pipeline: Pipeline,
+    task: Task,
+    prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str],
+    given: dict[str, Any],
+) -> Run:
     space, family = pipeline.latent_space, pipeline.bundle.family
     size = space.width, space.height
     if "image" in given:
