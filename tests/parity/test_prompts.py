@@ -46,7 +46,7 @@ def test_clip_skip(ours: Pipeline, theirs: Any) -> None:
     for skip in (1, 2):
         (picture,) = ours("a red apple", "blue", seed=0, noise="torch-cpu", clip_skip=skip, **SETTINGS)
         pictures.append(np.asarray(picture.image))
-        told = {"prompt": "a red apple", "negative_prompt": "blue", "clip_skip": skip}
+        told: Any = {"prompt": "a red apple", "negative_prompt": "blue", "clip_skip": skip}
         assert psnr(pictures[-1], reference(theirs, **told)) >= MIN_PSNR
     assert psnr(*pictures) < MIN_PSNR
 
@@ -82,7 +82,8 @@ def encoded(theirs: Any, ids: Any, weights: Any = None) -> torch.Tensor:
     padded = [row + [tokenizer.pad_token_id] * (77 - len(row)) for row in rows]
     with torch.no_grad():
         states, empty = theirs.text_encoder(torch.tensor(padded))[0].double()
-    return (empty + factors[:, None] * (states - empty)).float()[None]
+    weighed: torch.Tensor = (empty + factors[:, None] * (states - empty)).float()[None]
+    return weighed
 
 
 def test_guidance_rescale(ours: Pipeline, theirs: Any) -> None:
