@@ -91,6 +91,7 @@ class HostEngine:
         self._spec = spec
         self._run: Run | None = run
         self._constants: dict[str, Array] = {}
+        self._fitting: tuple[set[object], set[object]] = set(), set()  # dtypes and shapes of inputs and outputs
 
     @property
     def spec(self) -> GraphSpec:
@@ -100,7 +101,7 @@ class HostEngine:
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Engine`."""
         outputs = self._running()(self._merged(feeds))
-        self._spec.check_outputs(outputs)
+        _check_new(self._fitting[1], outputs, self._spec.check_outputs)
         return outputs
 
     def each(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
@@ -116,7 +117,7 @@ class HostEngine:
         """All inputs of the graph, checked."""
         self._refuse_bound(feeds)
         merged = {**self._constants, **feeds}
-        self._spec.check_feeds(merged)
+        _check_new(self._fitting[0], merged, self._spec.check_feeds)
         return merged
 
     def bind(self, constants: Mapping[str, Array]) -> HostEngine:
@@ -146,6 +147,14 @@ class HostEngine:
     def _refuse_bound(self, feeds: Mapping[str, Array]) -> None:
         if twice := feeds.keys() & self._constants.keys():
             raise GraphMismatch(f"{self._spec.name}: input {', '.join(sorted(twice))} is bound already; leave it out")
+
+
+def _check_new(fitting: set[object], values: Mapping[str, Array], check: Callable[[Mapping[str, Array]], None]) -> None:
+    """Check what differs from the calls before: a check takes as long as a copy to the device, once in every step."""
+    kinds = tuple((name, value.dtype, value.shape) for name, value in values.items())
+    if kinds not in fitting:
+        check(values)
+        fitting.add(kinds)
 
 
 def unsent(feeds: Mapping[str, Array], sent: dict[str, Array]) -> Iterator[tuple[str, Array]]:

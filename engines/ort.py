@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import onnxruntime
 
 from .base import Building, Engine, HostEngine
 from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, one_line
-from .ort_cuda import CPU, open_session
+from .ort_cuda import CPU, OnCpu, find_driver, open_session
 from .ort_device import DeviceRun, failed, on_device
 from .ort_tensorrt import PROVIDERS
 from .ort_tensorrt import open_session as open_provider
@@ -24,7 +25,11 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 def open_engine(
     model: Path, spec: GraphSpec, *, device: str, dialects: Mapping[str, Path], building: Building
 ) -> Engine:
-    """See `registry.open_engine`."""
+    """See `registry.open_engine`.
+
+    Warns:
+        OnCpu: `device` is "auto", and there is a GPU that could be used if something were mended.
+    """
     onnxruntime.set_default_logger_severity(4)
     if device in PROVIDERS:
         opener = functools.partial(open_provider, device, building=building)
@@ -32,9 +37,11 @@ def open_engine(
     if device != "cpu":
         try:
             return on_device(lambda: _open(dialects.get("cuda", model), spec, open_session, _on_cuda))
-        except BackendUnavailable:
+        except BackendUnavailable as error:
             if device != "auto":
                 raise
+            if find_driver() is not None:
+                warnings.warn(OnCpu(f"on the CPU, since on the GPU: {error}"), stacklevel=2)
     return _open(model, spec, _open_on_cpu, _on_cpu)
 
 

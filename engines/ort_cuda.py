@@ -35,6 +35,10 @@ class NotCaptured(UserWarning):
     """A graph with an operator that has no CUDA kernel: its launches are not captured, and it runs slower."""
 
 
+class OnCpu(UserWarning):
+    """This machine has an NVIDIA driver, but its GPU cannot be used as things are: the CPU is."""
+
+
 def open_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """A session for `model` on the first GPU; to be called in the device's thread.
 
@@ -89,12 +93,19 @@ def _check_wheel() -> None:
     )
 
 
+def find_driver() -> ctypes.CDLL | None:
+    """The library of the NVIDIA driver, None where there is none."""
+    try:
+        return ctypes.CDLL("libcuda.so.1" if sys.platform == "linux" else "nvcuda")
+    except OSError:
+        return None
+
+
 def _check_driver() -> None:
     """ONNX Runtime keeps the reason to itself, so this asks the driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1" if sys.platform == "linux" else "nvcuda")
-    except OSError:
-        raise BackendUnavailable("no NVIDIA driver on this machine", "install it, or take device 'cpu'") from None
+    driver = find_driver()
+    if driver is None:
+        raise BackendUnavailable("no NVIDIA driver on this machine", "install it, or take device 'cpu'")
     version, count = ctypes.c_int(), ctypes.c_int()
     if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         raise BackendUnavailable(

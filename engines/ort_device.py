@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,14 +25,24 @@ _GRAPH_ID = "gpu_graph_id"  # of RunOptions: launches are captured under this nu
 Shapes = tuple[tuple[int, ...], ...]
 Result = TypeVar("Result")
 
-# Nothing may allocate or copy while launches are captured, whatever thread it is in, and a session with captured
-# launches is for one thread only. So all that happens on the device happens here: open, run, free.
+# Nothing may allocate or copy while launches are captured, whatever thread it is in: ONNX Runtime captures in CUDA's
+# global mode. So one thing at a time happens on the device: open, run, free.
+_ALONE = threading.Lock()
+# A session keeps handles of cuBLAS and cuDNN and captured launches for each thread that runs it, until it is freed. So
+# two threads run sessions: the main one, which a step of the loop would take 0.1 ms to leave, and one for all others.
 _THREAD = ThreadPoolExecutor(1, "edgediffusion-device")
 
 
 def on_device(function: Callable[[], Result]) -> Result:
-    """What `function` returns, called when the device's thread has done what it was given before."""
-    return _THREAD.submit(function).result()
+    """What `function` returns, called when what the device was given before is done."""
+    if threading.current_thread() is threading.main_thread():
+        return _alone(function)
+    return _THREAD.submit(_alone, function).result()
+
+
+def _alone(function: Callable[[], Result]) -> Result:
+    with _ALONE:
+        return function()
 
 
 @dataclass
@@ -143,4 +154,4 @@ def _send(buffers: _Buffers, feeds: Mapping[str, Array]) -> None:
 
 def _free(held: _Held) -> None:
     with contextlib.suppress(RuntimeError):  # the thread is gone when the process ends
-        _THREAD.submit(held.free)
+        _THREAD.submit(_alone, held.free)

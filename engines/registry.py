@@ -55,7 +55,7 @@ def open_engine(
     dialects: Mapping[str, Path] = MappingProxyType({}),
     building: Building = BUILDING,
 ) -> Engine:
-    """Open the graph in the file `model`; `device` "auto" takes the best one that works here.
+    """Open the graph in the file `model`; `device` "auto" takes the best one that works here: a GPU before the CPU.
 
     `dialects` are files that hold the same graph in operators that only one device has, by the device's name.
     `building` says what to do where there is no engine yet, see `store`.
@@ -64,6 +64,9 @@ def open_engine(
         UnknownName: there is no such backend, or it has no such device.
         BackendUnavailable: the backend or device is not installed or does not work here.
         BundleError: `model` or its weights are missing or damaged, or its inputs and outputs are not those of `spec`.
+
+    Warns:
+        OnCpu: see `ort_cuda`.
     """
     if backend not in BACKENDS:
         raise UnknownName("backend", backend, BACKENDS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 from edgediffusion.engines.base import Building, Engine, Reports, silent
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
@@ -18,8 +18,10 @@ from edgediffusion.engines.registry import open_engine
 from .families import FAMILIES, Family
 from .foreign import adapt, read_manifest
 from .manifest import FileRecord, Manifest, Variant
+from .timings import Timings
 
 _REMEDY = "copy or export the bundle again"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Bundle:
         self._openings: dict[tuple[str, str | None], _Opening] = {}  # by component and variant
         self._closed = False
         self._lock = threading.RLock()
+        self.timings = Timings()
         self.engines: dict[str, Engine] = {}  # see `use`
 
     @classmethod
@@ -166,11 +169,15 @@ class Bundle:
         heavy = (graph.model, *dialects, component.weights)
         files = {self.path / file: self.manifest.files[file] for file in heavy}
         opening = _Opening(
-            self._pool.submit(self._open_engine, graph, component.dtype),
-            self._pool.submit(_check_digests, files),
+            self._pool.submit(self._measured, f"open {name}", self._open_engine, graph, component.dtype),
+            self._pool.submit(self._measured, f"digest {name}", _check_digests, files),
         )
         self._openings[name, variant] = opening
         return opening
+
+    def _measured(self, part: str, function: Callable[..., Result], *arguments: Any) -> Result:
+        with self.timings.part(part):
+            return function(*arguments)
 
     def _open_engine(self, graph: Variant, dtype: str) -> Engine:
         dialects = {device: self.path / dialect.model for device, dialect in graph.dialects.items()}

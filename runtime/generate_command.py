@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,6 +66,8 @@ def generate(arguments: Sequence[str]) -> int:
             done = (str(written) if drawn else f"{written} (was there)" for written, drawn in job)
         for line in done:
             print_line(line)
+        if options.profile:
+            sys.stderr.writelines(f"{line}\n" for line in pipeline.bundle.timings.lines())
     return 0
 
 
@@ -85,7 +88,8 @@ def _draw(
         pictures = keep_best(pipeline, list(pictures), count)
     images = []
     for picture in pictures:
-        path = output.write(picture)
+        with pipeline.bundle.timings.part("write the file"):
+            path = output.write(picture)
         images.append(picture.image)
         yield str(path)
     if options.grid:
@@ -219,6 +223,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="how many are drawn at once; default: %(default)s, as many as fit into memory",
     )
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
+    add("--profile", action="store_true", help="print what the time went to, from the start of the process")
     add_backend(parser)
     options = parser.parse_args(arguments)
     if options.prompt is None and options.source is None and options.prompts is None:

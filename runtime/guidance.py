@@ -39,7 +39,7 @@ class Guidance:
 
     def __call__(self, noise_pred: F32) -> F32:
         """(branches * num_images, ...) -> (num_images, ...)"""
-        return self.combine(*np.split(noise_pred, self.branches))
+        return self.combine(*noise_pred.reshape(self.branches, -1, *noise_pred.shape[1:]))
 
 
 NO_GUIDANCE = Guidance((True,), (True,), lambda cond: cond)

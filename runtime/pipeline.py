@@ -143,7 +143,8 @@ class Pipeline:
         With `tiling` those of more than 512 pixels are decoded in parts, see `tiling.in_tiles`.
         """
         scaled = self.latent_space.for_decoder(latents)
-        return [to_pil(sample)[0] for sample in self._each("vae_decoder", scaled, tiling)]
+        with self.bundle.timings.part("VAE decoder"):
+            return [to_pil(sample)[0] for sample in self._each("vae_decoder", scaled, tiling)]
 
     def encode(self, sample: F32, *, tiling: bool = False) -> F32:
         """What the VAE encoder says of pictures (n, 3, height, width) in [-1, 1], one after another; see `decode`."""

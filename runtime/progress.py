@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgediffusion.engines.base import Report
 
+from .timings import measured
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -25,11 +27,11 @@ class Bars:
     def steps(self, run: Run) -> Iterable[Step]:
         """`run`, while it is watched."""
         if self._progress is None:
-            return run
+            return measured(run)
         for task in self._progress.tasks:  # of a batch before
             if task.finished:
                 self._progress.remove_task(task.id)
-        return self._progress.track(run, len(run), description="denoising")
+        return self._progress.track(measured(run), len(run), description="denoising")
 
     def building(self, name: str) -> Report:
         """For the build of an engine, which may turn out not to be needed: the bar comes with the first report."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +109,8 @@ def test_a_machine_without_a_gpu_that_works(
     monkeypatch.setattr(ctypes, "CDLL", driver)
     with pytest.raises(BackendUnavailable, match=message):
         open_engine(MODEL, SPEC, device="cuda")
-    with open_engine(MODEL, SPEC, device="auto"):
+    told = pytest.warns(ort_cuda.OnCpu, match=f"^on the CPU, since on the GPU: {message[1:]}")
+    with contextlib.nullcontext() if driver is no_driver else told, open_engine(MODEL, SPEC, device="auto"):
         assert Session.asked == [ort_cuda.CPU]
 
 
@@ -131,8 +134,11 @@ def test_a_wheel_without_cuda(installed: bool, message: str, monkeypatch: pytest
     monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(BackendUnavailable, match=message):
         open_engine(MODEL, SPEC, device="cuda")
-    with open_engine(MODEL, SPEC, device="auto") as engine:
-        assert engine.spec is SPEC
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    with pytest.warns(ort_cuda.OnCpu, match=f"^on the CPU, since on the GPU: {message[1:]}"):
+        open_engine(MODEL, SPEC, device="auto").close()
+    monkeypatch.setattr(ctypes, "CDLL", no_driver)
+    open_engine(MODEL, SPEC, device="auto").close()
 
 
 @pytest.mark.usefixtures("with_gpu")
@@ -141,7 +147,7 @@ def test_libraries_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     message = r"libraries of onnxruntime-gpu are missing.*; pip install 'onnxruntime-gpu\[cuda,cudnn\]'$"
     with pytest.raises(BackendUnavailable, match=message):
         open_engine(MODEL, SPEC, device="cuda")
-    with open_engine(MODEL, SPEC, device="auto"):
+    with pytest.warns(ort_cuda.OnCpu, match=message), open_engine(MODEL, SPEC, device="auto"):
         assert Session.asked[-1] == ort_cuda.CPU
 
 
@@ -183,6 +189,29 @@ def test_engines_opened_together_leave_stdout_alone(monkeypatch: pytest.MonkeyPa
 
 def on_host() -> Engine:
     return HostEngine(SPEC, DeviceRun(onnxruntime.InferenceSession(MODEL, providers=[ort_cuda.CPU]), SPEC, "cpu"))
+
+
+def test_the_main_thread_runs_engines_itself_and_one_thread_does_for_all_others() -> None:
+    def ran() -> str:
+        return ort_device.on_device(lambda: threading.current_thread().name)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert {pool.submit(ran).result() for _ in range(4)} == {"edgediffusion-device_0"}
+    assert ran() == threading.current_thread().name
+
+
+def test_one_thing_at_a_time_happens_on_a_device() -> None:
+    doing: list[int] = []
+
+    def work() -> int:
+        doing.append(1)
+        time.sleep(0.002)
+        return len(doing) - len([doing.pop()]) + 1
+
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(ort_device.on_device, work) for _ in range(4)]
+        assert [ort_device.on_device(work) for _ in range(4)] == [1] * 4
+        assert [other.result() for other in others] == [1] * 4
 
 
 def test_constants_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:

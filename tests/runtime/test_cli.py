@@ -260,6 +260,21 @@ def test_a_progress_bar_on_a_terminal(bundle: str, capsys: Capture, monkeypatch:
     assert "100%" in terminal.getvalue()
 
 
+def test_what_the_time_went_to(bundle: str, capsys: Capture) -> None:
+    options = ["--num-inference-steps", "4", "--seed", "0", "-o", "a.png", "--profile"]
+    assert main(["generate", "x", "--bundle", bundle, *options]) == 0
+    out, err = capsys.readouterr()
+    assert out == "a.png\n"
+    header, *rows = [line.split(maxsplit=2) for line in err.splitlines()]
+    assert header == ["begin", "seconds"]
+    begins = [float(begin) for begin, _, _ in rows]
+    assert begins == sorted(begins)
+    parts = [part for _, _, part in rows]
+    assert parts[0] == "start of Python, imports, small files"
+    assert {"open unet", "digest unet", "open text_encoder"} < set(parts)
+    assert parts[-6:] == ["text encoder", "step 1", "step 2", "steps 3 to 4", "VAE decoder", "write the file"]
+
+
 # inspect
 
 
