@@ -31,10 +31,11 @@ PLACES = {
         "NhwcConv": 33,
         "SkipLayerNormalization": 8,
         "SkipGroupNorm": 15,
+        "FusedMatMul": 40,
     },
-    "vae_decoder": {"MultiHeadAttention": 1, "GroupNorm": 21, "NhwcConv": 26, "SkipGroupNorm": 7},
-    "vae_encoder": {"MultiHeadAttention": 1, "GroupNorm": 13, "NhwcConv": 18, "SkipGroupNorm": 3},
-    "text_encoder": {"SkipLayerNormalization": 5},
+    "vae_decoder": {"MultiHeadAttention": 1, "GroupNorm": 21, "NhwcConv": 26, "SkipGroupNorm": 7, "FusedMatMul": 4},
+    "vae_encoder": {"MultiHeadAttention": 1, "GroupNorm": 13, "NhwcConv": 18, "SkipGroupNorm": 3, "FusedMatMul": 4},
+    "text_encoder": {"SkipLayerNormalization": 5, "FusedMatMul": 12},
 }
 # Transposes of pictures that are left: at both ends, and in a VAE around its attention, which normalises tokens.
 TRANSPOSES = {"unet": 2, "vae_decoder": 3, "vae_encoder": 3, "text_encoder": 2}

@@ -13,6 +13,7 @@ import onnx
 from ..drop_unused import drop_unused
 from .bias_split_gelu import fuse_bias_split_gelu
 from .channels_last import to_channels_last
+from .fused_mat_mul import fuse_mat_mul
 from .group_norm import fuse_group_norm
 from .multi_head_attention import fuse_multi_head_attention
 from .rewriter import DOMAIN
@@ -27,6 +28,7 @@ PASSES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "BiasSplitGelu": fuse_bias_split_gelu,
     "SkipLayerNormalization": fuse_skip_layer_norm,
     "SkipGroupNorm": fuse_skip_group_norm,
+    "FusedMatMul": fuse_mat_mul,
 }
 
 

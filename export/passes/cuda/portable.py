@@ -54,6 +54,10 @@ _FUNCTIONS = (
                    pads: ints = @pads, strides: ints = @strides> (pictures, kernels, b)
     y = Transpose <perm = [0, 2, 3, 1]> (result)
     }""",
+    """FusedMatMul <transB> (x, w) => (y) {
+    columns = Transpose <perm = [1, 0]> (w)
+    y = MatMul (x, columns)
+    }""",
     """BiasSplitGelu (x, bias) => (y) {
     biased = Add (x, bias)
     left, right = Split <axis = -1, num_outputs = 2> (biased)
