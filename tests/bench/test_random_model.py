@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,15 @@ def test_weights_are_the_same_each_time(exported: list[Path], tmp_path: Path) ->
     names = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
     assert [name.parent.name for name in names] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+def test_export_at_real_size(model: str, tmp_path: Path) -> None:
+    """Each component agrees with torch, or nothing is written; its process peaks below 2.2 times its float32 bytes."""
+    lines: list[str] = []
+    bundle = random_model.random_bundle(model, report=lines.append, cache=tmp_path)
+    peaks = {m[1]: int(m[2]) << 20 for line in lines if (m := re.match(r"(\w+): took at most (\d+) MiB", line))}
+    assert peaks["unet"] == max(peaks.values())
+    half = (bundle.parent / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert peaks["unet"] < 2.2 * 2 * half
