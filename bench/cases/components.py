@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgediffusion.runtime.tokenizer import MAX_LENGTH
+
 from ..feeds import random_feeds
 from ..schema import Parameters
 from ..session import Session
@@ -35,4 +37,7 @@ def sizes(session: Session, name: str, *, latent: int | None = None, rows: int |
     latent = session.settings.latent if latent is None else latent
     batch = 1 if name == "vae_decoder" else BRANCHES
     found = {"batch": batch if rows is None else rows}
-    return found if name.startswith("text_encoder") else found | {"height": latent, "width": latent}
+    if name.startswith("text_encoder"):
+        return found
+    found |= {"height": latent, "width": latent}
+    return found | {"sequence_length": MAX_LENGTH} if name == "unet" else found

@@ -28,6 +28,7 @@ from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.doctor import examine
 from edgediffusion.runtime.golden import relative_errors
 from edgediffusion.runtime.pipeline import Pipeline
+from edgediffusion.runtime.tokenizer import MAX_LENGTH
 
 from ..feeds import random_feeds
 from ..report import installed_versions
@@ -65,7 +66,7 @@ def sizes_of(bundle: Bundle, name: str) -> dict[str, int]:
     """The model's own size; a batch of two where there is guidance."""
     latent = bundle.config("unet/config.json")["sample_size"]
     size = 8 * latent if name == "vae_encoder" else latent
-    return {"batch": 1 if name.startswith("vae") else 2, "height": size, "width": size}
+    return {"batch": 1 if name.startswith("vae") else 2, "height": size, "width": size, "sequence_length": MAX_LENGTH}
 
 
 def poison(engine: Any) -> None:

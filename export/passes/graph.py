@@ -93,7 +93,9 @@ def shapes(model: onnx.ModelProto) -> dict[str, Dims]:
     found: dict[str, Dims] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         tensor = value.type.tensor_type
-        dims = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+        # torch notes a size that it has computed, such as 6 * batch * 8 // batch, as "48".
+        named = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+        dims = tuple(int(dim) if isinstance(dim, str) and dim.isdecimal() else dim for dim in named)
         if tensor.HasField("shape") and all(dim.WhichOneof("value") for dim in tensor.shape.dim):
             found[value.name] = dims
     return found

@@ -121,7 +121,7 @@ def test_contenders_take_turns(make: Make) -> None:
         OURS: ((1.0,), (1.0,)),
         "peer": ((2.0,), (2.0,)),
     }
-    assert of(session, "unet")[OURS].parameters == {"batch": 2, "height": 16, "width": 16}
+    assert of(session, "unet")[OURS].parameters == {"batch": 2, "height": 16, "width": 16, "sequence_length": 77}
     assert of(session, "agreement")["peer"].values == [pytest.approx(10 / 90)]
 
 

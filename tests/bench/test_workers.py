@@ -125,7 +125,7 @@ def test_our_own_worker(tmp_path: Path) -> None:
     """Its graphs with and without constants, a picture, its time line."""
     (ours,), _ = find([], {}, REQUEST, {"bundle": BUILTIN})
     spec = Manifest.read(BUILTIN).graphs["unet"].spec
-    feeds: dict[str, Any] = random_feeds(spec, {"batch": 2, "height": 8, "width": 8})
+    feeds: dict[str, Any] = random_feeds(spec, {"batch": 2, "height": 8, "width": 8, "sequence_length": 77})
     np.savez(tmp_path / "unet.npz", **feeds)
     np.savez(tmp_path / "images.npz", images=np.zeros((2, 128, 128, 3), np.uint8))
     np.savez(tmp_path / "x.npz", x0=np.ones((2, 2), np.float32), x1=np.ones((2, 2), np.float32))

@@ -45,6 +45,7 @@ def controlled(checkpoint: Path, controlnets: list[Path], tmp_path_factory: pyte
     return folder
 
 
+@pytest.mark.slow  # an export of its own
 def test_component_and_variant_agree_with_torch(controlled: Path) -> None:
     graphs = Manifest.read(controlled).graphs
     variant = graphs["unet"].variants["controlnet"]
@@ -58,6 +59,7 @@ def test_component_and_variant_agree_with_torch(controlled: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow  # an export of its own
 def test_the_variant_shares_the_weights_of_the_unet(controlled: Path) -> None:
     stored = read_header(controlled / "unet" / "diffusion_pytorch_model.safetensors")
     for name in ("model.onnx", "model.controlnet.onnx"):
@@ -66,6 +68,7 @@ def test_the_variant_shares_the_weights_of_the_unet(controlled: Path) -> None:
         assert (controlled / "unet" / name).stat().st_size < 300_000
 
 
+@pytest.mark.slow  # an export of its own
 def test_every_graph_is_verified(controlled: Path, checkpoint: Path, controlnets: list[Path]) -> None:
     names = ["controlnet", "controlnet_2", "image_encoder", "text_encoder"]
     names += ["unet", "unet.controlnet", "vae_decoder", "vae_encoder"]
@@ -77,12 +80,14 @@ def test_every_graph_is_verified(controlled: Path, checkpoint: Path, controlnets
         assert "golden/unet.controlnet.safetensors" in bundle.manifest.files
 
 
+@pytest.mark.slow  # an export of its own
 def test_a_bundle_from_before_variants_had_golden_outputs(controlled: Path, tmp_path: Path) -> None:
     bundle = edited(controlled, tmp_path, lambda manifest: manifest["files"].pop("golden/unet.controlnet.safetensors"))
     with bundle, pytest.raises(BundleError, match=r"no golden outputs of unet\.controlnet; export it again"):
         list(verify(bundle))
 
 
+@pytest.mark.slow  # an export of its own
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
 @pytest.mark.parametrize("scales", [(1.0,), (0.7, 0.4)])
 def test_picture_is_that_of_diffusers(

@@ -32,7 +32,8 @@ CASES = {
     "sdxl_inpaint": ("sdxl_inpaint", ("text_encoder", *XL)),
     "sdxl_refiner": ("sdxl_refiner", XL),
 }
-SLOW = {"sd2", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_inpaint", "sdxl_refiner"}  # another export each: pytest -m slow
+# another export each: pytest -m slow
+SLOW = {"sd2", "sd_inpaint", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_inpaint", "sdxl_refiner"}
 
 
 def test_both_sides_of_the_wall_know_the_same_families_and_components() -> None:
@@ -86,7 +87,7 @@ def test_no_arithmetic_on_shapes(case: str, bundles: Callable[[str], Path]) -> N
 
 
 def test_one_graph_for_every_size(bundles: Callable[[str], Path]) -> None:
-    """Of a UNet of two levels: sizes that it halves evenly, and that it does not, in batches of 1, 2 and 3."""
+    """Of a UNet of two levels: sizes that it halves evenly or not, in batches of 1 to 3, prompts of 1 to 3 chunks."""
     unet = bundles("sdxl") / "unet"
     network, config = FAMILIES["sdxl"]["unet"], read_json(unet / "config.json")
     spec, rng = network.spec(config), np.random.default_rng(0)
@@ -94,8 +95,8 @@ def test_one_graph_for_every_size(bundles: Callable[[str], Path]) -> None:
     weights = read_header(unet / "diffusion_pytorch_model.safetensors")
     module.load_state_dict({key: load(key, weight) for key, weight in weights.items()})
     samples = []
-    for shape in ((1, 8, 8), (2, 5, 12), (3, 7, 3)):
-        sizes = dict(zip(("batch", "height", "width"), shape, strict=True))
+    for shape in ((1, 8, 8, 77), (2, 5, 12, 154), (3, 7, 3, 231)):
+        sizes = dict(zip(("batch", "height", "width", "sequence_length"), shape, strict=True))
         shapes = {tensor.name: [sizes[d] if isinstance(d, str) else d for d in tensor.shape] for tensor in spec.inputs}
         feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
         samples.append(Sample(str(shape), feeds))
@@ -111,12 +112,12 @@ def test_inputs_of_the_unet_of_each_family(bundles: Callable[[str], Path]) -> No
 
     plain = {"sample": ("batch", 4, "height", "width"), "timestep": (1,)}
     text = "encoder_hidden_states"
-    sd = plain | {text: ("batch", 77, 32)}
+    sd = plain | {text: ("batch", "sequence_length", 32)}
     assert shapes("sd") == shapes("sd2") == sd
     assert shapes("sd_inpaint") == sd | {"sample": ("batch", 9, "height", "width")}
     assert shapes("sd_pix2pix") == sd | {"sample": ("batch", 8, "height", "width")}
     assert shapes("lcm") == sd | {"timestep_cond": ("batch", 12)}
-    xl = plain | {text: ("batch", 77, 56), "text_embeds": ("batch", 20), "time_ids": ("batch", 6)}
+    xl = plain | {text: ("batch", "sequence_length", 56), "text_embeds": ("batch", 20), "time_ids": ("batch", 6)}
     assert shapes("sdxl") == xl
     assert shapes("sdxl_inpaint") == xl | {"sample": ("batch", 9, "height", "width")}
-    assert shapes("sdxl_refiner") == xl | {text: ("batch", 77, 24), "time_ids": ("batch", 5)}
+    assert shapes("sdxl_refiner") == xl | {text: ("batch", "sequence_length", 24), "time_ids": ("batch", 5)}

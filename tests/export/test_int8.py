@@ -29,6 +29,7 @@ def int8(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder, lines
 
 
+@pytest.mark.slow  # an export of its own
 def test_weights_that_are_multiplied_with(int8: tuple[Path, list[str]]) -> None:
     for name, record in Manifest.read(int8[0]).graphs.items():
         assert (record.dtype, record.weights_dtype) == ("float32", "float16, float32, int8")
@@ -39,6 +40,7 @@ def test_weights_that_are_multiplied_with(int8: tuple[Path, list[str]]) -> None:
         assert all("embedding" in key for key in kept), name
 
 
+@pytest.mark.slow  # an export of its own
 @pytest.mark.parametrize("weights", [None, "int8"])
 def test_the_disk_that_weights_take_is_known_before(
     weights: str | None, int8: tuple[Path, list[str]], bundle: Path, checkpoint: Path
@@ -52,6 +54,7 @@ def test_the_disk_that_weights_take_is_known_before(
     assert stored <= weights_bytes(parts, options) <= 1.05 * stored
 
 
+@pytest.mark.slow  # an export of its own
 def test_the_loss_is_measured(int8: tuple[Path, list[str]]) -> None:
     graphs = Manifest.read(int8[0]).graphs
     for record in graphs.values():
@@ -73,6 +76,7 @@ def test_a_variant_has_the_same_weights(checkpoint: Path, controlnet: Path, tmp_
         assert scaled == {key for key, tensor in stored.items() if tensor.dtype == "I8"}
 
 
+@pytest.mark.slow  # an export of its own
 def test_no_way_back(int8: tuple[Path, list[str]], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r": \d+ weights are integers, first \S+; export it without --weights int8$"):
         to_diffusers(int8[0], tmp_path / "out")

@@ -94,7 +94,12 @@ def test_rows_of_the_unet(family: str, config: dict[str, int], rows: int) -> Non
         "vae_decoder": EditedPart(Path("vae"), {"_class_name": "AutoencoderKL", "block_out_channels": [8] * 4}, {}, ()),
         "unet": EditedPart(Path("unet"), config, {}, ()),
     }
-    assert static_sizes(family, parts, STATIC)["unet"] == {"batch": rows, "height": 5, "width": 9}
+    assert static_sizes(family, parts, STATIC)["unet"] == {
+        "batch": rows,
+        "height": 5,
+        "width": 9,
+        "sequence_length": 77,
+    }
 
 
 def test_a_size_that_latents_cannot_have(checkpoint: Path, tmp_path: Path) -> None:

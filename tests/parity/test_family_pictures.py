@@ -44,7 +44,8 @@ class Case:
     pipeline: Any = None
 
 
-SLOW = {"sd2", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_inpaint", "sdxl_refiner"}  # another export each: pytest -m slow
+# another export each: pytest -m slow
+SLOW = {"sd2", "sd_inpaint", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_inpaint", "sdxl_refiner"}
 CASES = {
     "sd": Case(model="sd"),
     "sd2": Case(model="sd2"),
@@ -176,8 +177,10 @@ def test_picture_in_float16(name: str, checkpoints: Any, half_bundles: Any) -> N
     "name",
     [
         "sdxl",
-        "inpainting",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("refiner", "pix2pix", "lcm", "sdxl inpainting")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("inpainting", "refiner", "pix2pix", "lcm", "sdxl inpainting")
+        ),
     ],
 )
 def test_the_comparison_can_fail(name: str, checkpoints: Any, bundles: Any) -> None:
