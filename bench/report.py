@@ -7,13 +7,14 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from edgediffusion.engines.errors import UsageError
+from edgediffusion.engines.files import replacing
 from edgediffusion.runtime.doctor import examine
+from edgediffusion.runtime.tables import make_console
 
 from .figures import Figure
 
@@ -66,33 +67,28 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UsageError: `path` cannot be written; nothing is left behind.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def show(settings: Facts, environment: Facts, figures: Iterable[Figure]) -> None:
     """What was measured where, and a line for each figure."""
-    from rich.console import Console
     from rich.table import Table
 
-    width = None if sys.stdout.isatty() else 240  # a pipe has no width to fold to
-    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
-    console.print(", ".join(f"{name} {value}" for name, value in settings.items()))
-    console.print(f"{environment['cpu']}, {environment['cores_used']} of {environment['threads']} cores")
-    console.print(", ".join(f"{name} {version}" for name, version in environment["versions"].items()))
-    console.print(f"load average before: {environment['load_average']:.1f}\n")
+    out = make_console()
+    out.print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    out.print(f"{environment['cpu']}, {environment['cores_used']} of {environment['threads']} cores")
+    out.print(", ".join(f"{name} {version}" for name, version in environment["versions"].items()))
+    out.print(f"load average before: {environment['load_average']:.1f}\n")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for header in ("", "median", "min", "max", "unit", "runs"):
         table.add_column(header, justify="right" if header in ("median", "min", "max", "runs") else "left")
     for figure in figures:
         table.add_row(figure.name, *_summary(figure), figure.unit, str(len(figure.values)))
-    console.print(table)
+    out.print(table)
 
 
 def _summary(figure: Figure) -> list[str]:

@@ -120,15 +120,16 @@ class Session:
 
         How far each one's outputs are from ours goes into the case "agreement": else the times compare nothing.
         """
-        path = None if feeds is None else self.folder / "feeds.npz"
-        if path is not None and feeds is not None:
+        path = None
+        if feeds is not None:
+            path = str(self.folder / "feeds.npz")
             np.savez(path, **feeds)
         shown = ", ".join(f"{name} {value}" for name, value in parameters.items())
         self.report(f"{case}: {shown}")
         turns: list[tuple[Worker, int]] = []
         for worker in self.workers(call):
             with self.or_skip(worker.name):
-                worker.ask("prepare", call=call, feeds=path and str(path), parameters=told)
+                worker.ask("prepare", call=call, feeds=path, parameters=told)
                 turns.append((worker, _calls(warm_up(partial(_once, worker))[-1])))
         rounds: dict[str, list[tuple[float, ...]]] = {worker.name: [] for worker, _ in turns}
         for _ in range(self.settings.rounds):

@@ -11,6 +11,7 @@ from typing import Any
 import onnxruntime
 
 from edgediffusion.engines.errors import UnknownName, UsageError
+from edgediffusion.export.options import DTYPES
 from edgediffusion.runtime.arguments import Parser, add_backend
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.latents import LatentSpace
@@ -29,7 +30,6 @@ from .session import GUIDANCE, PROMPT, SEED, Session, Settings
 from .tables import show
 from .workers import PEERS
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from edgediffusion.runtime.tables import make_console
 
 from .schema import OURS, Measurement, Parameters, Ratio, Results, ratios
 from .stats import WIDE, exponent, quantile
@@ -118,11 +119,11 @@ def _versions(items: Iterable[tuple[str, str]]) -> str:
 
 def show(results: Results) -> None:
     """Everything on stdout."""
-    console = _console()
+    out = make_console()
     for name, value in facts(results):
-        console.print(f"{name}: {value}")
+        out.print(f"{name}: {value}")
     for line in results.skipped:
-        console.print(line)
+        out.print(line)
     for table in tables(results):
         show_table(table)
 
@@ -131,21 +132,14 @@ def show_table(table: Table) -> None:
     """A title and the rows."""
     from rich.table import Table as RichTable
 
-    console = _console()
-    console.print(f"\n{table.title}")
+    out = make_console()
+    out.print(f"\n{table.title}")
     drawn = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for header in table.headers:
         drawn.add_column(header, justify="right" if header in _RIGHT else "left")
     for cells in table.rows:
         drawn.add_row(*cells)
-    console.print(drawn)
+    out.print(drawn)
 
 
 _RIGHT: Sequence[str] = ("p50", "p90", "p99", "median", "values", "p", "before", "after", "change", "noise")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 240  # a pipe has no width to fold to
-    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)

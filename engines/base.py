@@ -71,8 +71,7 @@ class Building:
     """For backends whose engines are built: whether that may happen when one is lacking, which can take minutes.
 
     `precision` is what the graph computes in. `sha256` are the digests of files that are known already: weights of
-    gigabytes need not be read for them once more. `reports` makes what is told the fraction
-    of a build that is done.
+    gigabytes need not be read for them once more. `reports` makes what is told the fraction of a build that is done.
     """
 
     allowed: bool = True

@@ -71,12 +71,10 @@ def _translate(program: torch.export.ExportedProgram, spec: GraphSpec, opset: in
 def _whole(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """A copy that is not decomposed: to do that torch traces it again, a third of an export's time.
 
-    It translates when there is a translation for each operator as it stands, and none changes what it is given.
+    It translates where each operator has a translation as it stands; those that work in place have none.
     """
     whole = copy.copy(program)
-    targets = [node.target for node in program.graph.nodes]
-    if not any(isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable for target in targets):
-        whole.run_decompositions = lambda *_: whole
+    whole.run_decompositions = lambda *_: whole
     return whole
 
 
@@ -189,7 +187,7 @@ def _cast(input: Any, dtype: Any, *_: Any, **__: Any) -> Any:
 
 
 def _move(input: Any, device: Any, dtype: Any, *_: Any, **__: Any) -> Any:
-    return op.Cast(input, to=dtype)
+    return _cast(input, dtype)
 
 
 def _dropout(input: Any, p: float, train: bool) -> Any:

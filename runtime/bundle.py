@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from edgediffusion.engines.base import Building, Engine, Reports, silent
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.files import sha256_of
-from edgediffusion.engines.registry import open_engine
+from edgediffusion.engines.registry import BACKENDS, open_engine
 
 from .families import FAMILIES, Family
 from .foreign import adapt, read_manifest
-from .manifest import FileRecord, Manifest, Variant
+from .manifest import FileRecord, Manifest, Variant, graph_name
 from .timings import Timings
 
 _REMEDY = "copy or export the bundle again"
@@ -90,7 +90,7 @@ class Bundle:
     @property
     def builds_engines(self) -> bool:
         """Whether an engine is built, which takes minutes, for each new size of its inputs."""
-        return self._backend != "ort" or self._device not in ("auto", "cpu", "cuda")
+        return BACKENDS[self._backend].builds or self._device not in ("auto", "cpu", "cuda")
 
     def config(self, name: str) -> dict[str, Any]:
         """The JSON file `name` of the bundle, such as "unet/config.json".
@@ -123,7 +123,7 @@ class Bundle:
             BundleError: its files are not those of the manifest.
             UnknownName, BackendUnavailable, UsageError: see `prefetch` and `engines.registry.open_engine`.
         """
-        if (given := self.engines.get(name if variant is None else f"{name}.{variant}")) is not None:
+        if (given := self.engines.get(graph_name(name, variant))) is not None:
             return given
         opening = self._open(name, variant)
         try:
@@ -139,7 +139,7 @@ class Bundle:
         Raises:
             UnknownName: the bundle has no such graph.
         """
-        known = [name if variant is None else f"{name}.{variant}" for name, variant in self.manifest.all_graphs]
+        known = [graph_name(name, variant) for name, variant in self.manifest.all_graphs]
         if unknown := sorted(engines.keys() - set(known)):
             raise UnknownName("graph", unknown[0], known)
         self.engines = dict(engines)

@@ -230,14 +230,14 @@ def build(arguments: Sequence[str]) -> int:
     """Build a bundle's engines for this machine's GPU, or for others."""
     from .engine_commands import build as run
 
-    return run(arguments, print_line)
+    return run(arguments)
 
 
 def engines(arguments: Sequence[str]) -> int:
     """List, check, remove or move the engines that were built."""
     from .engine_commands import engines as run
 
-    return run(arguments, print_line)
+    return run(arguments)
 
 
 COMMANDS: dict[str, Command] = {

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from edgediffusion.engines.tensorrt_build import BuildOptions
 from edgediffusion.engines.tensorrt_store import BUNDLE_STORE, Job, ensure, here, memory_needed
 from edgediffusion.engines.tensorrt_versions import TensorRT, load
 
-from .arguments import Parser
+from .arguments import Parser, print_line
 from .build_plan import Wanted, parts_of
 from .bundle import Bundle
 from .doctor import free_memory
@@ -32,7 +32,6 @@ from .latents import LatentSpace
 from .progress import bars
 from .tables import show_engines
 
-Say = Callable[[str], None]
 _FLAGS = {
     "weight_stripped": "leave the weights out of the plan; they are read from the bundle when it is opened",
     "weight_streaming": "let weights that do not fit into the GPU's memory come from the host's in each run",
@@ -70,7 +69,7 @@ def _build_options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def build(arguments: Sequence[str], say: Say) -> int:
+def build(arguments: Sequence[str]) -> int:
     """Build a bundle's engines for this machine's GPU, or for others."""
     options = _build_options(arguments)
     if options.backend not in _BUILDING:
@@ -97,7 +96,7 @@ def build(arguments: Sequence[str], say: Say) -> int:
                 for job, profiles in jobs
             ]
             for future in futures:
-                say(str(future.result().plan))
+                print_line(str(future.result().plan))
         except BaseException as error:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -146,7 +145,7 @@ def tested_on(backend: str) -> dict[str, str]:
     return {"edgediffusion": __version__, "python": platform.python_version()} | dataclasses.asdict(here(load(backend)))
 
 
-def engines(arguments: Sequence[str], say: Say) -> int:
+def engines(arguments: Sequence[str]) -> int:
     """List, check, remove or move the engines that were built."""
     parser = Parser("engines", engines.__doc__ or "")
     add = parser.add_argument
@@ -160,55 +159,55 @@ def engines(arguments: Sequence[str], say: Say) -> int:
     store = Store.of_user() if options.bundle is None else Store(options.bundle / BUNDLE_STORE)
     if (options.file is None) != (options.action not in ("export", "import")):
         raise UsageError(f"engines {options.action}: a FILE is {'wanted' if options.file is None else 'not wanted'}")
-    return _ACTIONS[options.action](store, options, say)
+    return _ACTIONS[options.action](store, options)
 
 
-def _show(store: Store, options: argparse.Namespace, say: Say) -> int:
+def _show(store: Store, options: argparse.Namespace) -> int:
     entries, machines = list(store.entries()), _Machines()
     if options.json:
         rows = [
             {"file": str(entry.plan), "recipe": entry.recipe.to_record(), "plan": dataclasses.asdict(entry.built)}
             for entry in entries
         ]
-        say(json.dumps(rows, indent=2))
+        print_line(json.dumps(rows, indent=2))
     else:
         show_engines([(entry, machines.misfit(entry) or machines.unknown(entry) or "fits") for entry in entries])
     return 0
 
 
-def _verify(store: Store, options: argparse.Namespace, say: Say) -> int:
+def _verify(store: Store, options: argparse.Namespace) -> int:
     bad, machines = 0, _Machines()
     for entry in store.entries():
         trouble = _trouble(entry) or machines.misfit(entry)
         bad += bool(trouble)
         unknown = machines.unknown(entry)
         sound = f"sound; whether it fits here is not known: {unknown}" if unknown else "sound, and for this machine"
-        say(f"{entry.plan.name}: {trouble or sound}")
+        print_line(f"{entry.plan.name}: {trouble or sound}")
     return 1 if bad else 0
 
 
-def _prune(store: Store, options: argparse.Namespace, say: Say) -> int:
+def _prune(store: Store, options: argparse.Namespace) -> int:
     machines, freed = _Machines(), 0
     for entry in store.entries():
         if options.all or _trouble(entry) or machines.misfit(entry):
             freed += entry.built.bytes
-            say(f"removed {entry.plan.name}")
+            print_line(f"removed {entry.plan.name}")
             entry.remove()
     for left in store.leftovers():
-        say(f"removed {left.name}")
+        print_line(f"removed {left.name}")
         left.unlink()
-    say(f"{freed >> 20} MiB freed")
+    print_line(f"{freed >> 20} MiB freed")
     return 0
 
 
-def _export(store: Store, options: argparse.Namespace, say: Say) -> int:
-    say(f"{len(export_engines(store.entries(), options.file))} engines in {options.file}")
+def _export(store: Store, options: argparse.Namespace) -> int:
+    print_line(f"{len(export_engines(store.entries(), options.file))} engines in {options.file}")
     return 0
 
 
-def _import(store: Store, options: argparse.Namespace, say: Say) -> int:
+def _import(store: Store, options: argparse.Namespace) -> int:
     for entry in import_engines(options.file, store):
-        say(str(entry.plan))
+        print_line(str(entry.plan))
     return 0
 
 

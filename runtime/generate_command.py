@@ -118,9 +118,8 @@ def _setting(name: str, text: str) -> dict[str, Any]:
     option = SHORT_NAMES.get(name, name)
     if option == "prompt":
         return {"prompt": text}
-    options = _options(["", f"--{option}={text}"])
-    told = _settings(options, None)
-    changed = {key: value for key, value in told.items() if key not in _settings(_options([""]), None)}
+    told, usual = (_settings(_options(["", *flags]), None) for flags in ([f"--{option}={text}"], []))
+    changed = {key: value for key, value in told.items() if key not in usual}
     if not changed:
         raise UsageError(f"sweep {name}: it is no setting of a picture; wanted one such as scheduler, steps, size")
     return changed

@@ -12,6 +12,7 @@ from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.spec import Array, GraphSpec
 
 from .bundle import Bundle
+from .manifest import graph_name
 from .tensors import read_tensors
 
 GOLDEN = "golden"
@@ -59,11 +60,6 @@ def verify(bundle: Bundle) -> Iterator[Check]:
         )
     for (name, variant), path in paths.items():
         yield check(bundle, name, variant, [read_golden(bundle.path / path)])
-
-
-def graph_name(component: str, variant: str | None) -> str:
-    """What a graph is called, such as `unet.controlnet`."""
-    return component if variant is None else f"{component}.{variant}"
 
 
 def golden_path(component: str, variant: str | None) -> str:

@@ -17,6 +17,11 @@ MANIFEST = "edgediffusion.json"
 SCHEMA = 3
 
 
+def graph_name(component: str, variant: str | None) -> str:
+    """What a graph is called, such as `unet.controlnet`."""
+    return component if variant is None else f"{component}.{variant}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
     """Size and SHA-256 of one file; the key in the manifest is its path inside the bundle, with `/`.

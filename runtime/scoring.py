@@ -55,13 +55,15 @@ def keep_best(pipeline: Pipeline, pictures: Sequence[GeneratedImage], count: int
     Raises:
         UsageError: see `clip_scores`.
     """
-    scores = [clip_scores(pipeline, picture.parameters.prompt, [picture.image])[0] for picture in pictures]
-    scored = [
+    scored: list[tuple[float, GeneratedImage]] = []
+    for prompt in dict.fromkeys(picture.parameters.prompt for picture in pictures):
+        own = [picture for picture in pictures if picture.parameters.prompt == prompt]
+        scored += zip(clip_scores(pipeline, prompt, [picture.image for picture in own]), own, strict=True)
+    scored.sort(key=lambda pair: -pair[0])
+    return [
         GeneratedImage(picture.image, dataclasses.replace(picture.parameters, clip_score=round(score, 4)))
-        for picture, score in zip(pictures, scores, strict=True)
+        for score, picture in scored[:count]
     ]
-    order = sorted(range(len(scores)), key=lambda k: -scores[k])
-    return [scored[k] for k in order[:count]]
 
 
 def _pixel_values(pipeline: Pipeline, images: Sequence[Image], shape: Sequence[int | str]) -> F32:

@@ -34,12 +34,12 @@ def show_parameters(parameters: Parameters) -> None:
     """What is known of how a picture was made, a line each."""
     known = dataclasses.asdict(parameters)
     other = known.pop("other")
-    _facts(_console(), {name: value for name, value in (known | other).items() if value is not None})
+    _facts(make_console(), {name: value for name, value in (known | other).items() if value is not None})
 
 
 def show_manifest(manifest: Manifest) -> None:
     """Where a model came from, and its graphs."""
-    console = _console()
+    console = make_console()
     facts = {
         "family": manifest.family,
         "source": manifest.source,
@@ -73,18 +73,18 @@ def show_manifest(manifest: Manifest) -> None:
 
 def show_checks(checks: Iterable[Check], tested_on: Mapping[str, str]) -> None:
     """What they were run on, and a line for each graph."""
-    _facts(_console(), tested_on)
+    _facts(make_console(), tested_on)
     header = ("graph", "", "error against torch", "worst output", "sample")
     states = {True: "agrees", False: "DISAGREES"}
     rows = [
         (c.component, states[c.passed], f"{c.error:.1e}, allowed {c.tolerance:.0e}", c.output, c.sample) for c in checks
     ]
-    _table(_console(), header, rows)
+    _table(make_console(), header, rows)
 
 
 def show_machine(machine: Machine, probes: Sequence[Probe]) -> None:
     """A machine, what works on it, and what mends the rest."""
-    console = _console()
+    console = make_console()
     facts = {
         "versions": _versions(machine.versions),
         "system": machine.system,
@@ -121,7 +121,7 @@ def show_engines(engines: Sequence[tuple[Entry, str]]) -> None:
                 remark,
             )
         )
-    _table(_console(), header, rows)
+    _table(make_console(), header, rows)
 
 
 def show_samplers(samplers: Iterable[Sampler]) -> None:
@@ -139,10 +139,11 @@ def show_samplers(samplers: Iterable[Sampler]) -> None:
         )
         for sampler in samplers
     ]
-    _table(_console(), header, rows)
+    _table(make_console(), header, rows)
 
 
-def _console() -> Console:
+def make_console() -> Console:
+    """Of stdout, for tables: nothing is coloured, marked up, or folded where there is no terminal."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 240  # a pipe has no width to fold to

@@ -131,6 +131,7 @@ TINY = {
         index={"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False},
     ),
 }
+SLOW = TINY.keys() - {"sd", "sdxl"}  # each another export: pytest -m slow
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,9 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +28,15 @@ from edgediffusion.runtime.golden import relative_errors
 from edgediffusion.runtime.pipeline import Pipeline
 from edgediffusion.runtime.tokenizer import MAX_LENGTH
 
+from ..cases.quality import psnr
 from ..feeds import random_feeds
+from ..gpu import watch_memory
+from ..pictures import COMMAND
 from ..report import installed_versions
+from ..workers.ours import CONSTANTS
 
 CALLS, WARM_UP, INPUTS, STEPS = 60, 8, 10, 20
 PROMPT = "a red apple"
-CONSTANTS = ("encoder_hidden_states", "text_embeds", "time_ids")
-GENERATE = "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"
 DIFFUSERS = """
 import sys, torch
 from diffusers import DiffusionPipeline
@@ -225,7 +225,7 @@ def command(folder: Path, device: str, png: str, noise: str = "numpy") -> list[s
     """Draws a picture in a process of its own."""
     flags = ["--num-inference-steps", str(STEPS), "--seed", "0", "--device", device, "--noise", noise, "--force"]
     flags += ["-o", str(folder / png), "--bundle", str(folder / "bundle")]
-    return [sys.executable, "-c", GENERATE, "generate", PROMPT, *flags]
+    return [sys.executable, "-c", COMMAND, "generate", PROMPT, *flags]
 
 
 def start(folder: Path, device: str) -> Iterator[dict[str, Any]]:
@@ -234,39 +234,12 @@ def start(folder: Path, device: str) -> Iterator[dict[str, Any]]:
     yield {"name": "edgediffusion generate", "seconds": seconds}
 
 
-@contextmanager
-def device_memory(device: str) -> Iterator[list[int]]:
-    """The most bytes in use on the GPU beyond what was in use before; one number when the block ends."""
-    peak = list[int]()
-    if device != "cuda":
-        yield peak
-        return
-    import pynvml
-
-    pynvml.nvmlInit()
-    handle, done = pynvml.nvmlDeviceGetHandleByIndex(0), threading.Event()
-    before, seen = pynvml.nvmlDeviceGetMemoryInfo(handle).used, [0]
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            seen[0] = max(seen[0], pynvml.nvmlDeviceGetMemoryInfo(handle).used - before)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
-        peak.append(seen[0])
-
-
 def memory(folder: Path, device: str) -> Iterator[dict[str, Any]]:
     """Peak device memory of a process that draws a picture, ours and that of diffusers in float16."""
-    with device_memory(device) as peak:
+    with watch_memory() as peak:
         subprocess.run(command(folder, device, "ours.png"), check=True)
     yield {"name": "edgediffusion generate", "peak_bytes": peak}
-    with device_memory(device) as peak:
+    with watch_memory() as peak:
         theirs = [str(folder / "diffusers"), PROMPT, str(STEPS), str(folder / "theirs.png")]
         seconds = timed(subprocess.run, [sys.executable, "-c", DIFFUSERS, *theirs], check=True)
     yield {"name": "diffusers, float16", "peak_bytes": peak, "seconds": seconds}
@@ -284,9 +257,8 @@ def picture(folder: Path, device: str) -> Iterator[dict[str, Any]]:
     pipeline = pipeline.to(device=device, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(PROMPT, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0)).images[0]
-    difference = np.asarray(drawn, np.float64) - np.asarray(Image.open(folder / "ours.png"), np.float64)
-    spread = float(np.asarray(drawn, np.float64).std())
-    yield {"name": "psnr", "dB": float(20 * np.log10(255 / np.sqrt(np.mean(difference**2)))), "std": spread}
+    theirs, ours = np.asarray(drawn), np.asarray(Image.open(folder / "ours.png"))
+    yield {"name": "psnr", "dB": psnr(theirs, ours), "std": float(theirs.std())}
 
 
 def peers(folder: Path, device: str) -> Iterator[dict[str, Any]]:

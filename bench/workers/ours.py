@@ -21,7 +21,7 @@ from edgediffusion.runtime.scoring import clip_scores
 Outputs = Mapping[str, Any]
 Call = Callable[[], Outputs]
 Spans = list[tuple[str, float, float]]
-_CONSTANTS = ("encoder_hidden_states", "text_embeds", "time_ids")  # bound once a generation, as the loop does it
+CONSTANTS = ("encoder_hidden_states", "text_embeds", "time_ids")  # bound once a generation, as the loop does it
 
 
 class Watched:
@@ -92,7 +92,7 @@ def load(request: Mapping[str, Any]) -> dict[str, Callable[..., Call]]:
 
 def _graph(bundle: Bundle, name: str, feeds: dict[str, Array]) -> Call:
     """One graph, with what a generation binds bound."""
-    constants = {key: array for key, array in feeds.items() if key in _CONSTANTS}
+    constants = {key: array for key, array in feeds.items() if key in CONSTANTS}
     engine = bundle.engine(name).bind(constants)
     return partial(engine, {key: array for key, array in feeds.items() if key not in constants})
 

@@ -18,6 +18,8 @@ from edgediffusion.export.weights import load, read_header
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.manifest import Manifest
 
+from ..conftest import SLOW
+
 # Checkpoint of tests/conftest.py -> family, components.
 XL = ("text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 SD = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -32,8 +34,6 @@ CASES = {
     "sdxl_inpaint": ("sdxl_inpaint", ("text_encoder", *XL)),
     "sdxl_refiner": ("sdxl_refiner", XL),
 }
-# another export each: pytest -m slow
-SLOW = {"sd2", "sd_inpaint", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_inpaint", "sdxl_refiner"}
 
 
 def test_both_sides_of_the_wall_know_the_same_families_and_components() -> None:

@@ -22,6 +22,7 @@ from edgediffusion.export.write_bundle import export_bundle
 from edgediffusion.runtime import Pipeline
 from edgediffusion.runtime.families import FAMILIES
 
+from ..conftest import SLOW
 from .test_pictures import MIN_PSNR, Picture, assert_same, psnr
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
@@ -44,8 +45,6 @@ class Case:
     pipeline: Any = None
 
 
-# another export each: pytest -m slow
-SLOW = {"sd2", "sd_inpaint", "sd_taesd", "sd_pix2pix", "lcm", "sdxl_inpaint", "sdxl_refiner"}
 CASES = {
     "sd": Case(model="sd"),
     "sd2": Case(model="sd2"),

@@ -185,3 +185,22 @@ def bundle_path(tmp_path: Path, clip_tokenizer: Tokenizer) -> Path:
     )
     (path / MANIFEST).write_text(manifest.to_json())
     return path
+
+
+@pytest.fixture
+def bundle(bundle_path: Path, opened: Opened) -> str:
+    """A bundle that fake engines run."""
+    return str(bundle_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a command runs: an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def names(folder: Path) -> list[str]:
+    """Of the files there."""
+    return sorted(path.name for path in folder.iterdir())

@@ -22,28 +22,11 @@ from edgediffusion.runtime.manifest import MANIFEST
 from edgediffusion.runtime.metadata import read_parameters
 from edgediffusion.runtime.pipeline import BUILTIN
 
-from .conftest import Opened
+from .conftest import Opened, names
 
 Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("folder")
 COMMAND = "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the command runs: an empty folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def bundle(bundle_path: Path, opened: Opened) -> str:
-    """A bundle that fake engines run."""
-    return str(bundle_path)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def pixels(path: Path) -> list[int]:

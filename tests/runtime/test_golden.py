@@ -14,7 +14,7 @@ from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.spec import Array
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.cli import main
-from edgediffusion.runtime.golden import read_golden, verify
+from edgediffusion.runtime.golden import golden_path, read_golden, verify
 from edgediffusion.runtime.manifest import MANIFEST
 
 from .conftest import FUNCTIONS, Opened
@@ -57,6 +57,12 @@ def golden_bundle(bundle_path: Path) -> Path:
     for name, feeds in FEEDS.items():
         write_golden(bundle_path, name, FUNCTIONS[name](feeds))
     return bundle_path
+
+
+def test_where_a_bundle_keeps_them() -> None:
+    """Bundles that were written have these names."""
+    assert golden_path("unet", None) == "golden/unet.safetensors"
+    assert golden_path("unet", "controlnet") == "golden/unet.controlnet.safetensors"
 
 
 def test_every_graph_agrees(golden_bundle: Path, opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,26 +10,10 @@ from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.jobs import KNOWN, _kinds
 from edgediffusion.runtime.metadata import read_parameters
 
-from .conftest import Opened
+from .conftest import Opened, names
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the command runs."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def bundle(bundle_path: Path, opened: Opened) -> str:
-    return str(bundle_path)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def job(bundle: str, *options: str, file: str = "job.txt") -> int:

@@ -14,19 +14,12 @@ from edgediffusion.runtime.plate import contact_sheet, labels, plate, variants
 from .conftest import Opened
 
 Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("folder")
 SWEEP: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "scheduler": [("ddim", {"scheduler": "ddim"}), ("euler", {"scheduler": "euler"})],
     "seed": [("1", {"seed": 1}), ("2", {"seed": 2})],
     "size": [("24x8", {"width": 24, "height": 8})],
 }
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the command runs."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
 
 
 def generate(bundle: Path, *arguments: str) -> int:

@@ -12,23 +12,11 @@ from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.manifest import MANIFEST
 from edgediffusion.runtime.metadata import read_parameters
 
-from .conftest import Opened
-
 Capture = pytest.CaptureFixture[str]
-pytestmark = pytest.mark.filterwarnings("default::edgediffusion.runtime.repeat.NotRepeated")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the command runs."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def bundle(bundle_path: Path, opened: Opened) -> str:
-    return str(bundle_path)
+pytestmark = [
+    pytest.mark.usefixtures("folder"),
+    pytest.mark.filterwarnings("default::edgediffusion.runtime.repeat.NotRepeated"),
+]
 
 
 def generate(*arguments: str) -> int:
