@@ -63,6 +63,11 @@ def at_step(words: Sequence[Words], step: int) -> list[list[tuple[str, float]]]:
     return parts
 
 
+def plain(prompt: str) -> str:
+    """The words that are there in the last step, without weights and `BREAK`."""
+    return _BREAK.sub(" ", "".join(words.text for words in parse(prompt, 1) if words.stop == math.inf))
+
+
 def switches(words: Sequence[Words]) -> set[float]:
     """The steps at which other words come in, 0 among them."""
     return {0} | {step for part in words for step in (part.start, part.stop) if step < math.inf}

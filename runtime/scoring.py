@@ -16,6 +16,7 @@ from edgediffusion.engines.errors import UsageError
 
 from .arrays import F32, F64
 from .images import GeneratedImage
+from .prompt_syntax import plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +28,7 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 
 def clip_scores(pipeline: Pipeline, prompt: str, images: Sequence[Image]) -> list[float]:
-    """For each picture, -1 to 1; higher is nearer to the prompt.
+    """For each picture, -1 to 1; higher is nearer to the words of the prompt, whatever they weigh.
 
     Raises:
         UsageError: the model has no image encoder, or one of another width than its text encoder.
@@ -35,7 +36,7 @@ def clip_scores(pipeline: Pipeline, prompt: str, images: Sequence[Image]) -> lis
     if "image_encoder" not in pipeline.bundle.manifest.graphs:
         raise UsageError("this model has no image_encoder, which scores pictures; leave --best-of out")
     name, tokenizer = list(pipeline.tokenizers.items())[-1]
-    encoded = pipeline.bundle.engine(name)({"input_ids": tokenizer([prompt])})
+    encoded = pipeline.bundle.engine(name)({"input_ids": tokenizer([plain(prompt)])})
     text = encoded["text_embeds"] if "text_embeds" in encoded else encoded["pooler_output"]
     encoder = pipeline.bundle.engine("image_encoder")
     pixels = _pixel_values(pipeline, images, encoder.spec.inputs[0].shape)

@@ -27,6 +27,8 @@ def test_pictures_of_the_builtin_model_are_nearest_to_their_prompts(tmp_path: Pa
         best = keep_best(pipeline, apples, 2)
         assert best[0].image is drawn[0].image
         assert [picture.parameters.clip_score for picture in best] == sorted(table[0].round(4))[:0:-1]
+        weighed = clip_scores(pipeline, "[a blue:a:0.4] (red:1.3) [apple]", [apples[-1].image])
+        assert weighed == clip_scores(pipeline, PROMPTS[0], [apples[-1].image])
         tall = Image.new("RGB", (128, 300), "white")
         tall.paste(drawn[0].image, (0, 86))
         # Of another size the middle is looked at: here the whole picture.
