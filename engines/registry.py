@@ -57,7 +57,8 @@ def open_engine(
 ) -> Engine:
     """Open the graph in the file `model`; `device` "auto" takes the best one that works here: a GPU before the CPU.
 
-    `dialects` are files that hold the same graph in operators that only one device has, by the device's name.
+    `dialects` are files that hold the same graph as one device computes it fastest, by the device's name; that of the
+    CPU holds weights in 8 bits in float32.
     `building` says what to do where there is no engine yet, see `store`.
 
     Raises:

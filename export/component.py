@@ -146,13 +146,14 @@ def _write_graph(
     model = case.folder / file
     model.write_bytes(graph.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(model))
-    parity, remark = _check_here(graph, case, halved, INT8_TOLERANCE if options.weights else TOLERANCE)
+    tolerance = INT8_TOLERANCE if options.weights else TOLERANCE
+    parity, remark = _check_here(graph, case, halved, tolerance)
     written = Variant(
         model=f"{case.folder.name}/{file}",
         spec=case.spec,
         parity=parity,
         islands=() if halved is None else halved.islands,
-        dialects=write_dialects(case, halved, model),
+        dialects=write_dialects(traced, placed, halved, model, tolerance),
     )
     return written, remark
 

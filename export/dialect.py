@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
+
 from edgediffusion.runtime.manifest import Dialect
 
-from .passes import clean, emulate_half
+from .passes import clean, emulate_half, store_weights
+from .passes.cpu import to_cpu_dialect
 from .passes.cuda import to_cuda_dialect
 from .passes.cuda.portable import to_portable
 from .precision import Case, Halved
 from .verify import check_parity
+from .weights import StoredTensor
 
-CUDA = "cuda"
+CPU, CUDA = "cpu", "cuda"
 
 
-def write_dialects(case: Case, halved: Halved | None, model: Path) -> dict[str, Dialect]:
-    """Write those that there are of the graph `halved` beside the file `model`, by the device's name.
+def write_dialects(
+    traced: Case, placed: Mapping[str, StoredTensor], halved: Halved | None, model: Path, tolerance: float
+) -> dict[str, Dialect]:
+    """Write those that there are of the graph in the file `model` beside it, by the device's name.
 
-    That is one for ONNX Runtime's CUDA provider, whose fused operators are for float16. It is checked as `halved` was:
-    computed from the operators' definitions, every value rounded to float16.
+    In float32 that is one for ONNX Runtime's CPU provider, of the graph `traced` with its weights where they are
+    `placed`; in float16 one for its CUDA provider, whose fused operators are for float16, of the graph `halved`. The
+    latter is checked as `halved` was: computed from the operators' definitions, every value rounded to float16.
 
     Raises:
-        ExportError: the result misses the tolerance of float16.
+        ExportError: the result misses `tolerance`, or that of float16.
     """
-    if halved is None or halved.dtype != "float16":
-        return {}
-    dialect, changed = to_cuda_dialect(halved.model)
-    named = replace(case, spec=replace(case.spec, name=f"{case.spec.name} for {CUDA}"))
-    engine = named.as_written(emulate_half(clean(to_portable(dialect))))
-    parity = check_parity(engine, case.samples, case.wanted, halved.parity.tolerance)
-    file = model.with_suffix(f".{CUDA}.onnx")
+    if halved is None:
+        dialect, changed = to_cpu_dialect(traced.model)
+        dialect = store_weights(dialect, placed)
+        return _write(CPU, dialect, changed, replace(traced, model=dialect), model, tolerance)
+    if halved.dtype == "float16":
+        dialect, changed = to_cuda_dialect(halved.model)
+        rounded = replace(traced, model=emulate_half(clean(to_portable(dialect))))
+        return _write(CUDA, dialect, changed, rounded, model, halved.parity.tolerance)
+    return {}
+
+
+def _write(
+    device: str, dialect: onnx.ModelProto, changed: Mapping[str, int], check: Case, model: Path, tolerance: float
+) -> dict[str, Dialect]:
+    """Write `dialect` if what `check` computes is close enough to torch."""
+    named = replace(check, spec=replace(check.spec, name=f"{check.spec.name} for {device}"))
+    parity = check_parity(named.as_written(check.model), check.samples, check.wanted, tolerance)
+    file = model.with_suffix(f".{device}.onnx")
     file.write_bytes(dialect.SerializeToString(deterministic=True))
-    return {CUDA: Dialect(model=f"{case.folder.name}/{file.name}", parity=parity, changed=changed)}
+    return {device: Dialect(model=f"{check.folder.name}/{file.name}", parity=parity, changed=changed)}

@@ -15,9 +15,10 @@ from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.files import sha256_of
 from edgediffusion.engines.registry import BACKENDS, open_engine
 
+from .doctor import free_memory
 from .families import FAMILIES, Family
 from .foreign import adapt, read_manifest
-from .manifest import FileRecord, Manifest, Variant, graph_name
+from .manifest import FileRecord, GraphRecord, Manifest, Variant, graph_name
 from .timings import Timings
 
 _REMEDY = "copy or export the bundle again"
@@ -169,7 +170,7 @@ class Bundle:
         heavy = (graph.model, *dialects, component.weights)
         files = {self.path / file: self.manifest.files[file] for file in heavy}
         opening = _Opening(
-            self._pool.submit(self._measured, f"open {name}", self._open_engine, graph, component.dtype),
+            self._pool.submit(self._measured, f"open {name}", self._open_engine, graph, component),
             self._pool.submit(self._measured, f"digest {name}", _check_digests, files),
         )
         self._openings[name, variant] = opening
@@ -179,8 +180,10 @@ class Bundle:
         with self.timings.part(part):
             return function(*arguments)
 
-    def _open_engine(self, graph: Variant, dtype: str) -> Engine:
+    def _open_engine(self, graph: Variant, component: GraphRecord) -> Engine:
         dialects = {device: self.path / dialect.model for device, dialect in graph.dialects.items()}
+        if "int8" in component.weights_dtype and not _fits_widened(self.manifest.files[component.weights].bytes):
+            dialects.pop("cpu", None)
         records = self.manifest.files.items()
         engine = open_engine(
             self.path / graph.model,
@@ -190,7 +193,7 @@ class Bundle:
             dialects=dialects,
             building=replace(
                 self._building,
-                precision=dtype,
+                precision=component.dtype,
                 sha256={self.path / file: record.sha256 for file, record in records if record.sha256},
             ),
         )
@@ -241,6 +244,12 @@ def _check_digest(path: Path, record: FileRecord) -> None:
         return
     if (found := sha256_of(path)) != record.sha256:
         raise BundleError(f"{path}: altered, SHA-256 {found}, expected {record.sha256}; {_REMEDY}")
+
+
+def _fits_widened(weights: int) -> bool:
+    """Whether weights in 8 bits, which take so many bytes, may be held in float32: in half of the free memory."""
+    free = free_memory()
+    return free is None or 4 * weights <= free // 2
 
 
 def _check_digests(files: Mapping[Path, FileRecord]) -> None:

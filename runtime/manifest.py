@@ -59,7 +59,7 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """The same graph, over the same weights, in operators that only one device has.
+    """The same graph, over the same weights, as one device computes it fastest, in operators that only it may have.
 
     `changed` says how many of each such operator the passes made; `parity` is that of the operators' definitions.
     """

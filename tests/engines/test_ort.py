@@ -78,3 +78,11 @@ def test_a_process_held_to_fewer_cores_has_fewer_threads(monkeypatch: pytest.Mon
     assert ort._options().intra_op_num_threads == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert ort._options().intra_op_num_threads == 0
+
+
+def test_the_dialect_of_the_cpu_is_taken_and_widens_weights(tmp_path: Path) -> None:
+    with open_engine(tmp_path / "none", probe.SPEC, device="cpu", dialects={"cpu": probe.MODEL}) as engine:
+        assert engine({"x": np.ones((1, 1, 1, 1), np.float32)})["y"].item() == 3
+    options = ort._options()
+    ort._open_widened(probe.MODEL, options)
+    assert options.get_session_config_entry("session.disable_quant_qdq") == "1"

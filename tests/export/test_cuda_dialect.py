@@ -129,14 +129,13 @@ def halved(folder: Path) -> tuple[Case, Halved]:
 
 def test_a_dialect_is_written_and_measured(tmp_path: Path) -> None:
     case, half = halved(tmp_path)
-    dialects = write_dialects(case, half, tmp_path / "model.onnx")
+    dialects = write_dialects(case, {}, half, tmp_path / "model.onnx", 0)
     assert dialects.keys() == {"cuda"}
     assert dialects["cuda"].model == f"{tmp_path.name}/model.cuda.onnx"
     assert dialects["cuda"].changed["SkipLayerNormalization"] == 1
     assert 0 < dialects["cuda"].parity.error < 1e-2
     assert "SkipLayerNormalization" in {node.op_type for node in onnx.load(tmp_path / "model.cuda.onnx").graph.node}
-    assert write_dialects(case, None, tmp_path / "other.onnx") == {}
-    assert write_dialects(case, replace(half, dtype="bfloat16"), tmp_path / "other.onnx") == {}
+    assert write_dialects(case, {}, replace(half, dtype="bfloat16"), tmp_path / "other.onnx", 0) == {}
     assert not list(tmp_path.glob("other*"))
 
 
@@ -151,5 +150,5 @@ def test_a_wrong_dialect_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(dialect_module, "to_cuda_dialect", without_skip)
     with pytest.raises(ExportError, match=r"net for cuda: off by 0\.\d+ of torch's largest output \(normal\), tol"):
-        write_dialects(case, half, tmp_path / "model.onnx")
+        write_dialects(case, {}, half, tmp_path / "model.onnx", 0)
     assert not list(tmp_path.iterdir())

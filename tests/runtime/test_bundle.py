@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
+from edgediffusion.runtime import bundle as bundle_module
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.manifest import MANIFEST, SCHEMA, Dialect, Manifest, Variant
 
@@ -251,6 +252,26 @@ def test_a_backend_is_told_of_dialects(bundle_path: Path, opened: Opened) -> Non
     file.write_bytes(b"other")
     with Bundle.open(bundle_path) as bundle, pytest.raises(BundleError, match=r"model\.cuda\.onnx: altered"):
         bundle.engine("unet")
+
+
+@pytest.mark.parametrize(("free", "weights", "taken"), [(8, 1, True), (7, 1, False), (None, 1, True), (1, 0, True)])
+def test_weights_in_8_bits_are_widened_where_there_is_room(
+    free: int | None, weights: int, taken: bool, bundle_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.read(bundle_path)
+    unet = manifest.graphs["unet"]
+    file = shutil.copy(bundle_path / unet.model, bundle_path / "unet" / "model.cpu.onnx")
+    dialect = Dialect(model="unet/model.cpu.onnx", parity=unet.parity, changed={})
+    files = manifest.files | {dialect.model: manifest.files[unet.model]}
+    narrow = replace(unet, dialects={"cpu": dialect}, weights_dtype="float32, int8" if weights else "float32")
+    edit_manifest(
+        bundle_path, **json.loads(replace(manifest, files=files, graphs=manifest.graphs | {"unet": narrow}).to_json())
+    )
+    size = files[unet.weights].bytes
+    monkeypatch.setattr(bundle_module, "free_memory", lambda: None if free is None else free * size)
+    with Bundle.open(bundle_path) as bundle:
+        bundle.engine("unet")
+    assert opened.dialects == {"unet": {"cpu": file} if taken else {}}
 
 
 def test_shapes_are_tuples(bundle_path: Path) -> None:

@@ -24,6 +24,6 @@ def _fuse(graph: Rewriter, split: onnx.NodeProto) -> None:
     if len(scaled) != 1 or graph.initializers.get(biased.input[1]) not in {(2 * width,) for width in WIDTHS}:
         return
     gelu = [scaled[0], *graph.chain(scaled[0].output[0], *GELU[1:])]
-    if [node.op_type for node in gelu] != list(GELU) or right not in gelu[-2].input or left not in gelu[-1].input:
+    if [node.op_type for node in gelu] != list(GELU) or right not in gelu[-3].input or left not in gelu[-1].input:
         return
     graph.replace([biased, split, *gelu], [fused("BiasSplitGelu", biased.input, gelu[-1].output)])

@@ -70,8 +70,8 @@ _FUNCTIONS = (
     scaled = Div (right, root)
     erf = Erf (scaled)
     above = Add (erf, one)
-    part = Mul (half, above)
-    gelu = Mul (right, part)
+    twice = Mul (right, above)
+    gelu = Mul (twice, half)
     y = Mul (left, gelu)
     }""",
     """SkipLayerNormalization <epsilon> (x, skip, gamma, beta) => (y, mean, deviation, total) {
