@@ -52,7 +52,7 @@ def test_layout(bundle: Path) -> None:
         "scheduler/scheduler_config.json",
         *(f"tokenizer/{name}" for name in ("merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json")),
         *(f"golden/{name}.safetensors" for name in GRAPHS),
-        *(f"{name}/{file}" for name in GRAPHS for file in ("config.json", "model.onnx")),
+        *(f"{name}/{file}" for name in GRAPHS for file in ("config.json", "model.onnx", "model.cpu.onnx")),
         *(f"{name}/diffusion_pytorch_model.safetensors" for name in diffusion),
         *(f"{name}/model.safetensors" for name in ("text_encoder", "image_encoder")),
     }
