@@ -12,7 +12,7 @@ from typing import Any
 
 from .profile import Profile
 
-SCHEMA = 1
+SCHEMA = 2  # 1: float32 was computed in TF32
 STRIPPED = "stripped"  # in place of the weights' digest: the plan holds none, and takes those of any bundle
 
 _WORDS = {

@@ -17,7 +17,7 @@ from .profile import Profile
 from .spec import GraphSpec
 from .tensorrt_versions import TensorRT
 
-_HALF = "float16"
+_SINGLE, _HALF = "float32", "float16"
 # The builder's flags for options that are on or off.
 _FLAGS = {
     "weight_stripped": "STRIP_PLAN",
@@ -186,6 +186,8 @@ def _configure(tensorrt: TensorRT, config: Any, precision: str, options: BuildOp
             config.set_flag(getattr(trt.BuilderFlag, flag))
     if precision == _HALF and not tensorrt.version.strongly_typed:
         config.set_flag(trt.BuilderFlag.FP16)
+    if precision == _SINGLE:
+        config.clear_flag(trt.BuilderFlag.TF32)  # on unless told; it keeps 10 of the 23 bits
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.workspace is not None:
@@ -264,6 +266,8 @@ def _in_a_thread(work: Callable[[], Any], stop: threading.Event | None) -> Any:
 
 def _why_failed(name: str, errors: Sequence[str]) -> str:
     told = "; ".join(errors[-3:]) or "it does not say why"
+    if any("insufficient workspace" in error for error in errors):
+        return f"{name}: no kernel does with so little memory ({told}); take a larger --workspace, or leave it out"
     if out_of_memory(errors):
         return f"{name}: out of device memory while building ({told}); take a smaller --workspace, --batch or --shapes"
     return f"{name}: TensorRT cannot build it ({told})"

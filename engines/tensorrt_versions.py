@@ -27,6 +27,7 @@ class Version:
     `has_progress`: a build can be watched, and stopped. `options` are those of `BuildOptions` it can follow.
     `compute_capabilities` is what an engine is for unless told; empty where it is that of the GPU it was built on.
     `reads_axes`: its parser knows a Resize along some axes, see `onnx_scales`.
+    `builder_bytes` of the host's memory go to the builder itself, whatever it builds.
     `user_managed`: contexts are told the size of the memory that they are given.
     """
 
@@ -37,6 +38,7 @@ class Version:
     reads_axes: bool = True
     user_managed: bool = True
     compute_capabilities: str = ""
+    builder_bytes: int = 0
     needs_gpu: bool = True
 
 
@@ -48,6 +50,7 @@ VERSIONS: dict[tuple[str, int], Version] = {
         has_progress=False,
         reads_axes=False,
         user_managed=False,
+        builder_bytes=2900 << 20,  # seen on an H100: kernels for every GPU, loaded at the start
     ),
     ("tensorrt", 10): Version(label="TensorRT 10", options=_ON_A_GPU | _SINCE_10),
     ("tensorrt", 11): Version(label="TensorRT 11", options=_ON_A_GPU | _SINCE_10),

@@ -47,3 +47,9 @@ def print_line(line: str) -> None:
     """Write what a command answers, at once: for pipes."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def say_interrupted() -> int:
+    """Tell of a keyboard interrupt, and return the exit status of a command that it ended."""
+    sys.stderr.write("edgediffusion: interrupted\n")
+    return 130

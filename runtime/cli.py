@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TextIO
 from edgediffusion import __version__
 from edgediffusion.engines.errors import BackendUnavailable, EdgeDiffusionError, UnknownName
 
-from .arguments import Parser, add_backend, opening, print_line
+from .arguments import Parser, add_backend, opening, print_line, say_interrupted
 from .tables import printable
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say("error", f"out of memory ({error}); take a smaller --size or --batch-size")
             return 2
         except KeyboardInterrupt:
-            sys.stderr.write("edgediffusion: interrupted\n")
-            return 130
+            return say_interrupted()
         except BrokenPipeError:
             # What is still buffered goes nowhere, else the interpreter complains about it as it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

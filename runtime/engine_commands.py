@@ -24,7 +24,7 @@ from edgediffusion.engines.tensorrt_build import BuildOptions
 from edgediffusion.engines.tensorrt_store import BUNDLE_STORE, Job, ensure, here, memory_needed
 from edgediffusion.engines.tensorrt_versions import TensorRT, load
 
-from .arguments import Parser, print_line
+from .arguments import Parser, print_line, say_interrupted
 from .build_plan import Wanted, parts_of
 from .bundle import Bundle
 from .doctor import free_memory
@@ -87,21 +87,23 @@ def build(arguments: Sequence[str]) -> int:
     choices.check(tensorrt)
     jobs = list(_jobs(options))
     store = Store(options.bundle / BUNDLE_STORE) if options.in_bundle else Store.of_user()
-    _check_memory([job for job, _ in jobs], options.jobs)
+    _check_memory(tensorrt, [job for job, _ in jobs], options.jobs)
     stop = threading.Event()
-    with bars() as shown, ThreadPoolExecutor(options.jobs) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
         try:
-            futures = [
-                pool.submit(ensure, tensorrt, job, profiles, choices, store, shown.building(job.spec.name), stop)
-                for job, profiles in jobs
-            ]
-            for future in futures:
-                print_line(str(future.result().plan))
+            with bars() as shown:
+                futures = [
+                    pool.submit(ensure, tensorrt, job, profiles, choices, store, shown.building(job.spec.name), stop)
+                    for job, profiles in jobs
+                ]
+                for future in futures:
+                    print_line(str(future.result().plan))
         except BaseException as error:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, KeyboardInterrupt) and not tensorrt.version.has_progress:
-                os._exit(130)  # it cannot be stopped; nothing is half-written, and the system takes back the lock
+                # It cannot be stopped; nothing is half-written, and the system takes back the lock.
+                os._exit(say_interrupted())
             raise
     return 0
 
@@ -128,8 +130,8 @@ def _timing_cache(tensorrt: TensorRT) -> Path:
     return Store.of_user().folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.timing"
 
 
-def _check_memory(jobs: Sequence[Job], at_once: int) -> None:
-    needed = sum(sorted(map(memory_needed, jobs))[-at_once:])
+def _check_memory(tensorrt: TensorRT, jobs: Sequence[Job], at_once: int) -> None:
+    needed = tensorrt.version.builder_bytes + sum(sorted(map(memory_needed, jobs))[-at_once:])
     free = free_memory()
     if free is not None and needed > free:
         raise UsageError(

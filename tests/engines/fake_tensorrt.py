@@ -202,7 +202,7 @@ class FakeTensorRT:
         self.on_step: Callable[[int], None] = lambda step: None
         old = version.startswith("8")
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**{"EXPLICIT_BATCH" if old else "STRONGLY_TYPED": 0})
-        flags = ["REFIT", "VERSION_COMPATIBLE", *(["FP16"] if old else ["STRIP_PLAN", "WEIGHT_STREAMING"])]
+        flags = ["TF32", "REFIT", "VERSION_COMPATIBLE", *(["FP16"] if old else ["STRIP_PLAN", "WEIGHT_STREAMING"])]
         self.BuilderFlag = SimpleNamespace(**{flag: flag for flag in flags})
         self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
         self.HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="ampere+")
@@ -309,9 +309,10 @@ class FakeProfile:
 
 class FakeConfig:
     def __init__(self) -> None:
-        self.flags: list[str] = []
+        self.flags = ["TF32"]  # unless told
         self.profiles: list[FakeProfile] = []
         self.set_flag = self.flags.append
+        self.clear_flag = self.flags.remove
         self.add_optimization_profile = self.profiles.append
         self.limits: dict[str, int] = {}
         self.capabilities: dict[int, int] = {}

@@ -16,8 +16,8 @@ from .conftest import HERE, RECIPE, SOURCE
 
 def test_a_recipe_survives_json() -> None:
     assert Recipe.from_record(json.loads(json.dumps(RECIPE.to_record()))) == RECIPE
-    with pytest.raises(ValueError, match="schema 2, this version reads 1"):
-        Recipe.from_record(RECIPE.to_record() | {"schema": 2})
+    with pytest.raises(ValueError, match="schema 1, this version reads 2"):
+        Recipe.from_record(RECIPE.to_record() | {"schema": 1})
 
 
 @pytest.mark.parametrize(

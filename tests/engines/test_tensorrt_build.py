@@ -52,12 +52,16 @@ def test_several_profiles_are_those_of_one_engine(version: str, tensorrt: Instal
 
 
 def test_half_precision_wants_a_flag_where_types_are_a_hint(tensorrt: Install) -> None:
-    for version, flags in (("8", ["FP16"]), ("10", [])):
+    for version, flags in (("8", ["TF32", "FP16"]), ("10", ["TF32"])):
         fake = install(tensorrt, version)
         build(fake, precision="float16")
         assert fake.config.flags == flags
-    fake = install(tensorrt, "8")
-    build(fake)
+
+
+@pytest.mark.parametrize("version", INSTALLED)
+def test_float32_is_no_tf32(version: str, tensorrt: Install) -> None:
+    fake = install(tensorrt, version)
+    build(fake, precision="float32")
     assert fake.config.flags == []
 
 
@@ -114,6 +118,17 @@ def test_a_build_that_fails(tensorrt: Install) -> None:
     fake.build_error = "Requested amount of GPU memory could not be allocated: OutOfMemory"
     with pytest.raises(EngineError, match=r"^tiny: out of device memory while building .*; take a smaller --workspace"):
         build(fake)
+
+
+def test_a_workspace_that_is_too_small(tensorrt: Install) -> None:
+    fake = install(tensorrt, "8")
+    fake.build_error = (
+        "4: Could not find any implementation for node {x} due to insufficient workspace. See verbose log"
+    )
+    with pytest.raises(
+        EngineError, match=r"^tiny: no kernel does .* \(4: Could not .*\); take a larger --workspace, or l"
+    ):
+        build(fake, workspace=1 << 20)
 
 
 def test_a_graph_that_cannot_be_read(tensorrt: Install, tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.store import Store
 from edgediffusion.runtime import doctor, engine_commands
 from edgediffusion.runtime.cli import main, report_checks
@@ -121,6 +125,38 @@ def test_too_little_memory(
     monkeypatch.setattr(engine_commands, "free_memory", lambda: 1 << 20)
     assert build() == 2
     assert "MiB of memory, 1 are free; build fewer at a time with --jobs or --component" in capsys.readouterr().err
+
+
+def test_the_builder_of_8_takes_memory_whatever_it_builds(
+    fake: FakeTensorRT, tensorrt: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_commands, "free_memory", lambda: 2 << 30)
+    assert build("--component", "vae_encoder") == 0
+    tensorrt("8.6.0")
+    assert build("--component", "vae_encoder") == 2
+    assert "building takes about 34" in capsys.readouterr().err
+
+
+def test_a_build_that_cannot_be_stopped_ends_with_the_process(
+    tensorrt: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_commands, "free_memory", lambda: 64 << 30)
+    fake, statuses, over = tensorrt("8.6.0"), list[int](), threading.Event()
+
+    def parser(*arguments: Any) -> Any:
+        _thread.interrupt_main()
+        over.wait(10)  # as long as somebody waits for it
+        raise BundleError("not to be seen")
+
+    def leave(status: int) -> None:
+        statuses.append(status)
+        over.set()
+
+    monkeypatch.setattr(fake, "OnnxParser", parser)
+    monkeypatch.setattr("os._exit", leave)
+    assert build("--component", "vae_encoder") == 130
+    assert statuses == [130]
+    assert capsys.readouterr().err.startswith("edgediffusion: interrupted\n")
 
 
 def test_memory_that_is_free(tmp_path: Path) -> None:
