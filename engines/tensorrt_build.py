@@ -110,7 +110,7 @@ def build_plan(
     if plan is None:
         raise EngineError(_why_failed(spec.name, logger.errors))
     if options.timing_cache is not None:
-        _save(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
+        _keep_timings(config, options.timing_cache)
     del parser
     report(1.0)
     return bytes(memoryview(plan))
@@ -201,8 +201,7 @@ def _configure(tensorrt: TensorRT, config: Any, precision: str, options: BuildOp
     if tensorrt.version.needs_gpu:
         config.set_tactic_sources(0)  # cuBLAS and cuDNN, which nobody need install for TensorRT's own kernels
     if options.timing_cache is not None:
-        content = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False)
+        config.set_timing_cache(_timings(config, options.timing_cache), ignore_mismatch=False)
 
 
 def _monitor(trt: Any, report: Report, stop: threading.Event) -> Any:
@@ -278,7 +277,18 @@ def out_of_memory(errors: Sequence[str]) -> bool:
     return any("outofmemory" in error.lower().replace(" ", "") for error in errors)
 
 
-def _save(path: Path, content: memoryview) -> None:
+def _timings(config: Any, path: Path) -> Any:
+    """A cache of what the file holds, if there is one."""
+    return config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+
+
+def _keep_timings(config: Any, path: Path) -> None:
+    """Add what this build has measured to the file, where other builds may have written since."""
+    import filelock
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_bytes(content)
+    with filelock.FileLock(f"{path}.lock"):
+        kept = _timings(config, path)
+        kept.combine(config.get_timing_cache(), ignore_mismatch=False)
+        with replacing(path) as partial:
+            partial.write_bytes(memoryview(kept.serialize()))

@@ -260,6 +260,7 @@ class FakeTensorRT:
         assert config.profiles or not any(-1 in tensor.shape for tensor in inputs), "free sizes want a profile"
         if (monitor := getattr(config, "progress_monitor", None)) is not None and not self._watch(monitor):
             return None
+        config.cache.words.add(b"of-%d-builds" % len(config.cache.words))
         plan = {
             "inputs": {tensor.name: [TYPES[tensor.spec.dtype], tensor.shape] for tensor in inputs},
             "outputs": {tensor.name: TYPES[tensor.spec.dtype] for tensor in outputs},
@@ -316,7 +317,7 @@ class FakeConfig:
         self.add_optimization_profile = self.profiles.append
         self.limits: dict[str, int] = {}
         self.capabilities: dict[int, int] = {}
-        self.cache = b""
+        self.cache = FakeTimingCache(b"")
 
     def set_memory_pool_limit(self, pool: str, limit: int) -> None:
         self.limits[pool] = limit
@@ -327,14 +328,28 @@ class FakeConfig:
     def set_tactic_sources(self, sources: int) -> None:
         pass
 
-    def create_timing_cache(self, content: bytes) -> bytes:
-        return content
+    def create_timing_cache(self, content: bytes) -> FakeTimingCache:
+        return FakeTimingCache(content)
 
-    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> None:
+    def set_timing_cache(self, cache: FakeTimingCache, ignore_mismatch: bool) -> None:
         self.cache = cache
 
-    def get_timing_cache(self) -> Any:
-        return SimpleNamespace(serialize=lambda: self.cache + b"timed")
+    def get_timing_cache(self) -> FakeTimingCache:
+        return self.cache
+
+
+class FakeTimingCache:
+    """A word for each build."""
+
+    def __init__(self, content: bytes) -> None:
+        self.words = set(content.split())
+
+    def combine(self, other: FakeTimingCache, ignore_mismatch: bool) -> bool:
+        self.words |= other.words
+        return True
+
+    def serialize(self) -> bytes:
+        return b" ".join(sorted(self.words))
 
 
 class FakeEngine:

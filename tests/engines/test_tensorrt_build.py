@@ -74,12 +74,23 @@ def test_options_reach_the_builder(tensorrt: Install, tmp_path: Path) -> None:
     assert fake.config.builder_optimization_level == 0
     assert fake.config.limits == {"workspace": 1 << 20}
     assert fake.config.hardware_compatibility_level == "ampere+"
-    assert cache.read_bytes() == b"timed"
+    assert cache.read_bytes() == b"of-0-builds"
     build(fake, timing_cache=cache)
-    assert cache.read_bytes() == b"timedtimed"
+    assert cache.read_bytes() == b"of-0-builds of-1-builds"
     rtx = install(tensorrt, "rtx")
     build(rtx, compute_capability=("8.9", "12.0"))
     assert rtx.config.capabilities == {0: 89, 1: 120}
+
+
+def test_timings_of_other_builds_are_kept(tensorrt: Install, tmp_path: Path) -> None:
+    fake, cache = install(tensorrt, "10"), tmp_path / "timing.cache"
+
+    def another_ends(step: int) -> None:
+        cache.write_bytes(b"of-another")
+
+    fake.on_step = another_ends
+    build(fake, timing_cache=cache)
+    assert cache.read_bytes() == b"of-0-builds of-another"
 
 
 def test_what_leaves_a_mark_on_the_plan() -> None:
