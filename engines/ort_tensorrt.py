@@ -1,6 +1,7 @@
 """ONNX Runtime's providers for TensorRT and TensorRT-RTX. They build engines of their own; we say where those are kept.
 
-Written from ONNX Runtime's documentation (https://onnxruntime.ai/docs/execution-providers/): never run by us.
+Written from ONNX Runtime's documentation (https://onnxruntime.ai/docs/execution-providers/): never run by us, but for
+the provider for TensorRT of onnxruntime-gpu 1.31 where TensorRT is missing.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from .store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """`caches` are the options that name a folder, `half` those for graphs that compute in float16."""
+    """`libraries` is the pip package of what it needs.
+
+    `caches` are the options that name a folder, `half` those for graphs that compute in float16.
+    """
 
     name: str
-    extra: str
+    libraries: str
     caches: tuple[str, ...]
     options: Mapping[str, str]
     half: Mapping[str, str]
@@ -32,14 +36,14 @@ class Provider:
 PROVIDERS = {
     "tensorrt": Provider(
         name="TensorrtExecutionProvider",
-        extra="tensorrt",
+        libraries="tensorrt==10.*",  # onnxruntime-gpu 1.31 loads libnvinfer.so.10
         caches=("trt_engine_cache_path", "trt_timing_cache_path"),
         options={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
         half={"trt_fp16_enable": "1"},  # a hint to TensorRT before 11, which keeps the graph's own types
     ),
     "nv_tensorrt_rtx": Provider(
         name="NvTensorRTRTXExecutionProvider",
-        extra="tensorrt-rtx",
+        libraries="tensorrt-rtx",
         caches=("nv_runtime_cache_path",),
         options={},
         half={},
@@ -69,13 +73,20 @@ def open_session(
     settings = {**provider.options, **(provider.half if building.precision == "float16" else {})}
     settings |= dict.fromkeys(provider.caches, str(cache))
     providers = [(provider.name, settings), CUDA, CPU]
-    session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+    except Exception as error:
+        if "install TensorRT libraries" not in str(error):
+            raise
+        raise _lacking(provider) from error
     if provider.name not in session.get_providers():
-        raise BackendUnavailable(
-            f"the libraries of {provider.name} are missing or do not fit",
-            f"pip install 'edgediffusion[{provider.extra}]'",
-        )
+        raise _lacking(provider)
     return session
+
+
+def _lacking(provider: Provider) -> BackendUnavailable:
+    reason = f"the libraries of {provider.name} are missing or do not fit onnxruntime {onnxruntime.__version__}"
+    return BackendUnavailable(reason, f"pip install '{provider.libraries}', or take --backend tensorrt")
 
 
 def cache_of(device: str, model: Path, sha256: Mapping[Path, str]) -> Path:

@@ -78,6 +78,21 @@ def test_libraries_that_are_missing(asked: list[Any], monkeypatch: pytest.Monkey
             return ["CPUExecutionProvider"]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", FellBack)
-    message = r"libraries of NvTensorRTRTXExecutionProvider are missing .*; pip install 'edgediffusion\[tensorrt-rtx\]'"
+    message = (
+        r"libraries of NvTensorRTRTXExecutionProvider are missing or do not fit .*; pip install 'tensorrt-rtx', or"
+    )
     with pytest.raises(BackendUnavailable, match=message):
         open_engine(MODEL, SPEC, device="nv_tensorrt_rtx")
+
+
+def test_libraries_that_are_missing_for_onnxruntime_gpu(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def session(*arguments: Any, **rest: Any) -> None:
+        raise RuntimeError(
+            "pybind_state.cc:729 void RegisterTensorRTPluginsAsCustomOps() Please install TensorRT libraries as "
+            "mentioned in the GPU requirements page"
+        )
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    message = r"libraries of TensorrtExecutionProvider are missing or do not fit .*; pip install 'tensorrt==10\.\*', or"
+    with pytest.raises(BackendUnavailable, match=message):
+        open_engine(MODEL, SPEC, device="tensorrt")
