@@ -76,10 +76,19 @@ def _picture(pipeline: Any, _: object, *, prompt: str, seed: int, steps: int, ba
 
     def draw() -> Mapping[str, Any]:
         generators = [torch.Generator().manual_seed(seed + k) for k in range(batch)]
-        images = pipeline(prompt, generator=generators, **settings).images
+        images = pipeline(
+            prompt, generator=generators, latents=_noise(pipeline, generators, **settings), **settings
+        ).images
         return {"images": np.round(images * 255).astype(np.uint8)}
 
     return draw
+
+
+def _noise(pipeline: Any, generators: list[torch.Generator], *, height: int, width: int, **_: object) -> torch.Tensor:
+    """In float32, as ours is: for a pipeline in float16 torch would draw other numbers."""
+    factor = pipeline.vae_scale_factor
+    shape = (1, pipeline.vae.config.latent_channels, height // factor, width // factor)
+    return torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(pipeline.dtype)
 
 
 def _host(tensor: torch.Tensor) -> Any:
