@@ -89,8 +89,8 @@ def _options() -> onnxruntime.SessionOptions:
     Memory patterns: no faster, and decoding 512 x 512 peaks at 697 MB with them, 409 MB without.
     Spinning threads: for 200 microseconds at most a call takes 34 ms, as it does without a limit, but where other
     programs run too it stays at 35 ms; without a limit it takes 38 to 200 ms there, for up to twice the CPU time.
-    Weights in 8 bits are widened in each call, for 39 MB of memory and 49 ms of CPU time a UNet call on one thread, or once
-    (`_open_widened`), for 64 MB and 39 ms; in float32 it is 78 MB and 39 ms.
+    Weights in 8 bits are widened in each call, for 39 MB of memory and 49 ms of CPU time a UNet call on one thread, or
+    once (`_open_widened`), for 64 MB and 39 ms; in float32 it is 78 MB and 39 ms.
     """
     options = onnxruntime.SessionOptions()
     options.enable_mem_pattern = False

@@ -7,14 +7,18 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.export.families import Sample
+from edgediffusion.export.passes.cuda import to_cuda_dialect
 from edgediffusion.export.to_onnx import quiet, to_onnx
 
 SPEC = GraphSpec(
@@ -53,6 +57,39 @@ def test_attention_and_split(mask: str, tmp_path: Path) -> None:
             got = engine({"x": x})
             for name, want in zip(("y", "z"), module(torch.from_numpy(x)), strict=True):
                 np.testing.assert_allclose(got[name], want.numpy(), atol=2e-6)
+
+
+class Gated(nn.Module):
+    """The feed-forward of a transformer block (GEGLU), as wide as the CUDA provider has kernels for."""
+
+    def __init__(self, approximate: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 2560)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.linear(x).chunk(2, dim=-1)
+        return left * nn.functional.gelu(right, approximate=self.approximate)
+
+
+@pytest.mark.parametrize(("approximate", "fused"), [("none", True), ("tanh", False)])
+def test_gelu_is_written_as_backends_fuse_it(approximate: str, fused: bool, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 2, 5, 8)).astype(np.float32)
+    module = Gated(approximate).eval()
+    spec = GraphSpec("gated", SPEC.inputs, (TensorSpec("y", "float32", ("batch", 2, "length", 1280)),))
+    model = to_onnx(module, spec, Sample("", {"x": x}))
+    for initializer in model.graph.initializer:
+        if initializer.name in module.state_dict():
+            weight = module.state_dict()[initializer.name].numpy()
+            initializer.CopyFrom(numpy_helper.from_array(weight, initializer.name))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], wanted, atol=1e-5)
+    assert ("Gelu" in {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}) == fused
+    assert to_cuda_dialect(model)[1]["BiasSplitGelu"] == fused
 
 
 class Undecomposed(nn.Module):
