@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edgediffusion.engines.errors import ExportError, UsageError
+from edgediffusion.engines.errors import BundleError, ExportError, UsageError
 from edgediffusion.engines.files import sha256_of
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
 
 from .families import FAMILIES
+from .latent_rgb import add_latent_rgb, said
 from .options import Options
 from .process import in_child
 from .sizes import static_sizes
@@ -65,7 +66,16 @@ def export_bundle(
             static=options.static,
         )
         (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        _add_latent_rgb(bundle, report)
+        manifest = Manifest.read(bundle)
     return manifest
+
+
+def _add_latent_rgb(bundle: Path, report: Callable[[str], None]) -> None:
+    try:
+        report(said(add_latent_rgb(bundle)))
+    except BundleError as error:
+        report(f"previews: none, since the VAE does not run on the CPU here ({error})")
 
 
 def _parts(source: Source) -> dict[str, Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .batches import draw
 from .bundle import Bundle
 from .images import GeneratedImage, ImageConverted, ImageResized
 from .loop import Step, denoise
@@ -27,4 +28,5 @@ __all__ = [
     "Scheduler",
     "Step",
     "denoise",
+    "draw",
 ]

@@ -99,6 +99,13 @@ def draw(run: Run, watch: Callable[[Run], Iterable[Step]] = iter) -> Iterator[Ge
         first += batch.num_images
 
 
+def called_back(callback: Callable[[Run, Step], object], run: Run) -> Iterator[Step]:
+    """The steps of `run`, each told to `callback` as well."""
+    for step in run:
+        callback(run, step)
+        yield step
+
+
 def part(run: Run, first: int, count: int) -> Run:
     """That of `run` which draws `count` of its pictures, from `first` on."""
     every = {name: getattr(run, name) for name in PER_PICTURE}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from .metadata import Parameters
     from .output import Output
     from .pipeline import Pipeline
+    from .progress import Bars
     from .run import Run
+    from .watch import Watcher
 
     Watch = Callable[[Run], Iterable[Step]]
 
@@ -52,17 +55,19 @@ def generate(arguments: Sequence[str]) -> int:
         shown = stack.enter_context(bars())
         load = functools.partial(Pipeline.load, **opening(options), reports=shown.building)
         pipeline = stack.enter_context(load())
+        watcher = _watcher(options, pipeline, shown)
+        stack.callback(watcher.close)
         if options.refiner is not None:
             settings["refiner"] = stack.enter_context(load(bundle=options.refiner))
         if repeated is not None:
             warn_of_another_model(options.source, repeated, pipeline.bundle.manifest)
         if options.sweep:
-            done = _draw_plate(pipeline, settings, options.sweep, output, shown.steps)
+            done = _draw_plate(pipeline, settings, options.sweep, output, watcher.steps)
         elif lines is None:
-            done = _draw(pipeline, settings, options, output, shown.steps)
+            done = _draw(pipeline, settings, options, output, watcher)
         else:
             orders = plan_job(pipeline, lines, settings, options.prompts, path)
-            job = run_job(orders, shown.steps, force=options.force)
+            job = run_job(orders, watcher.steps, force=options.force)
             done = (str(written) if drawn else f"{written} (was there)" for written, drawn in job)
         for line in done:
             print_line(line)
@@ -71,27 +76,50 @@ def generate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _watcher(options: argparse.Namespace, pipeline: Pipeline, shown: Bars) -> Watcher:
+    """For --preview and --save-steps; without them, the bar alone.
+
+    Warns:
+        NoTerminal: there is none for --preview.
+    """
+    from .preview import check_previews
+    from .terminal import Screen, on_terminal
+    from .watch import Watcher
+
+    screen = Screen(sys.stderr, os.environ) if options.preview and on_terminal(sys.stderr, os.environ) else None
+    if screen is None and options.save_steps is None:
+        return Watcher(shown.steps, keep=False)
+    check_previews(pipeline)
+    return Watcher(shown.steps if screen is None else shown.unseen, screen, keep=options.save_steps is not None)
+
+
 def _draw(
-    pipeline: Pipeline, settings: dict[str, Any], options: argparse.Namespace, output: Output, watch: Watch
+    pipeline: Pipeline, settings: dict[str, Any], options: argparse.Namespace, output: Output, watcher: Watcher
 ) -> Iterable[str]:
-    """The names of the pictures, and of the contact sheet."""
+    """The names of the pictures, of their steps, and of the contact sheet."""
     from .batches import draw
     from .output import Output
     from .plate import contact_sheet
     from .scoring import keep_best
 
     count = options.num_images
+    steps = None
+    if options.save_steps is not None:
+        steps = Output(options.save_steps, several=count > 1, force=options.force)
     pictures: Iterable[GeneratedImage] = draw(
-        pipeline.steps(**settings | {"num_images": options.best_of or count}), watch
+        pipeline.steps(**settings | {"num_images": options.best_of or count}), watcher.steps
     )
     if options.best_of is not None:
         pictures = keep_best(pipeline, list(pictures), count)
     images = []
     for picture in pictures:
+        animation = watcher.drawn(picture)
         with pipeline.bundle.timings.part("write the file"):
             path = output.write(picture)
         images.append(picture.image)
         yield str(path)
+        if steps is not None:
+            yield str(steps.write(animation))
     if options.grid:
         sheet = Output(output.path.with_stem(f"{output.path.stem}-grid"), several=False, force=options.force)
         yield str(sheet.write(contact_sheet(images)))
@@ -211,6 +239,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--hires-upscaler", metavar="NAME", help="what is enlarged: latent or pixels; default: latent")
     add("--refiner", type=Path, metavar="DIR", help="the folder of a model that goes on, such as SDXL's refiner")
     add("--denoising-end", type=float, metavar="X", help="the part of the noise that is left to it; default: 0.8")
+    add("--preview", action="store_true", help="show the picture growing in the terminal")
+    add("--save-steps", type=_moving, metavar="FILE", help="write how it grew, too: an animated .png or .webp")
     add("--vae-tiling", action="store_true", default=None, help="encode and decode in parts of 512 pixels: less memory")
     add("--image-guidance-scale", type=float, metavar="X", help="how closely instruct-pix2pix keeps to the picture")
     add("--num-images", type=int, default=1, metavar="N", help="default: %(default)s")
@@ -232,7 +262,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_together(options: argparse.Namespace, parser: Parser) -> None:
-    for name, others in {"prompts": ("sweep", "grid", "best_of"), "sweep": ("grid", "best_of")}.items():
+    for name, others in {
+        "prompts": ("sweep", "grid", "best_of", "save_steps"),
+        "sweep": ("grid", "best_of", "save_steps"),
+        "best_of": ("save_steps",),
+    }.items():
         for other in others:
             if getattr(options, name) and getattr(options, other):
                 parser.error(f"--{name} and --{other.replace('_', '-')}: wanted one of them")
@@ -254,6 +288,13 @@ def _sweep(text: str) -> tuple[str, list[str]]:
     if not (name and found and all(values.split(","))):
         raise argparse.ArgumentTypeError(f"{text!r}, wanted NAME=A,B, such as scheduler=ddim,euler or steps=5,10")
     return name.removeprefix("--"), values.split(",")
+
+
+def _moving(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in (".png", ".webp"):
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted a file that can move, such as {path.with_suffix('.png')}")
+    return path
 
 
 def _batch_size(text: str) -> int | str:

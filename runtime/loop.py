@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from .arrays import F32
 from .noise import NoiseSource
@@ -20,13 +21,15 @@ AfterStep = Callable[[F32, int], F32]
 class Step:
     """Where a run stands after one call of the UNet: `latents` (batch, 4, height, width), float32.
 
-    `history` is what the sampler remembers; with it, `denoise` goes on from here as if it had never stopped.
+    `history` is what the sampler remembers; with it, `denoise` goes on from here as if it had never stopped. `x0` is
+    what the UNet takes for the latents without noise, as far as it sees; it is computed when it is called.
     """
 
     index: int
     timestep: float
     latents: F32
     history: tuple[F32, ...]
+    x0: Callable[[], F32]
 
 
 def denoise(
@@ -48,7 +51,8 @@ def denoise(
     for i in range(start, len(scheduler.timesteps) if stop is None else stop):
         timestep = scheduler.timesteps[i : i + 1]
         noise_pred = predict(scheduler.scale_model_input(latents, i), timestep, i)
+        x0 = partial(scheduler.x0, noise_pred, i, latents)
         fresh = noise.normal(latents.shape[1:]) if scheduler.draws_noise(i) else None
         latents, history = scheduler.step(noise_pred, i, latents, history, fresh)
         latents = after_step(latents, i)
-        yield Step(i, float(timestep[0]), latents, history)
+        yield Step(i, float(timestep[0]), latents, history, x0)

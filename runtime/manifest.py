@@ -14,7 +14,7 @@ from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 
 MANIFEST = "edgediffusion.json"
-SCHEMA = 3
+SCHEMA = 4
 
 
 def graph_name(component: str, variant: str | None) -> str:
@@ -46,6 +46,19 @@ class Static:
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentRGB:
+    """A linear map of the UNet's latents to colours in [-1, 1], for previews: rgb = latents @ weights + bias.
+
+    `weights` has a row of three for each channel of the latents, `bias` three numbers. `r2` is the part of the colours'
+    variance that it explained of the decoded pictures that it was fitted to.
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    bias: tuple[float, ...]
+    r2: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +135,7 @@ class Manifest:
     graphs: dict[str, GraphRecord]
     files: dict[str, FileRecord]
     static: Static | None = None
+    latent_rgb: LatentRGB | None = None
 
     @property
     def all_graphs(self) -> dict[tuple[str, str | None], Variant]:
@@ -173,11 +187,12 @@ class Manifest:
                 )
             if schema == 1:
                 record = _from_schema_1(record)
-            static = record.get("static")
+            static, latent_rgb = record.get("static"), record.get("latent_rgb")
             return cls(
                 **record
                 | {
                     "static": None if static is None else Static(**static),
+                    "latent_rgb": None if latent_rgb is None else _parse_latent_rgb(latent_rgb),
                     "graphs": {name: parse_graph(graph) for name, graph in record["graphs"].items()},
                     "files": {name: FileRecord(**file) for name, file in record["files"].items()},
                 }
@@ -206,6 +221,10 @@ def _parse(record: dict[str, Any]) -> dict[str, Any]:
         "islands": tuple(record.get("islands", ())),
         "dialects": {name: _parse_dialect(dialect) for name, dialect in record.get("dialects", {}).items()},
     }
+
+
+def _parse_latent_rgb(record: dict[str, Any]) -> LatentRGB:
+    return LatentRGB(weights=tuple(map(tuple, record["weights"])), bias=tuple(record["bias"]), r2=record["r2"])
 
 
 def _parse_dialect(record: dict[str, Any]) -> Dialect:

@@ -185,8 +185,10 @@ class Parameters:
         return cls(**{key: value for key, value in record.items() if key in names})
 
 
-def save(image: Image, path: Path, parameters: Parameters) -> None:
+def save(image: Image, path: Path, parameters: Parameters, **options: Any) -> None:
     """Write a picture with its parameters, in the format that the ending of the name says; WebP without loss.
+
+    `options` are further ones of Pillow's.
 
     Raises:
         UsageError: it says none of `FORMATS`, or the format cannot hold so much text.
@@ -195,7 +197,7 @@ def save(image: Image, path: Path, parameters: Parameters) -> None:
     kind = format_of(path)
     info = {"pnginfo": png_info(parameters)} if kind == "PNG" else {"exif": _exif(parameters)}
     try:
-        image.save(path, kind, **_SAVING.get(kind, {}), **info)
+        image.save(path, kind, **_SAVING.get(kind, {}), **info, **options)
     except ValueError as error:
         raise UsageError(f"{path}: {kind} cannot hold this picture ({error}); name it .png") from None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,11 @@ import numpy as np
 from edgediffusion.engines.base import Engine, Reports, silent
 
 from .arrays import F32
-from .batches import Room, draw
+from .batches import Room, called_back, draw
 from .bundle import Bundle
 from .images import GeneratedImage, to_pil
 from .latents import LatentSpace
+from .preview import preview
 from .prompts import TextEncoder
 from .run import Run, plan
 from .tensors import read_tensors
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from typing_extensions import Unpack
 
+    from .loop import Step
     from .settings import Settings
 
 BUILTIN = Path(__file__).parent / "models" / "builtin"
@@ -48,9 +51,9 @@ class Pipeline:
             bundle.config("model_index.json").get("force_zeros_for_empty_prompt", family.force_zeros_for_empty_prompt)
         )
         self.scheduler_config = bundle.config("scheduler/scheduler_config.json") | dict(family.scheduler_config)
-        self.latent_space = LatentSpace.from_configs(
-            bundle.config("unet/config.json"), bundle.config("vae_decoder/config.json")
-        )
+        vae = bundle.config("vae_decoder/config.json")
+        self.has_tiny_vae = vae.get("_class_name") == "AutoencoderTiny"
+        self.latent_space = LatentSpace.from_configs(bundle.config("unet/config.json"), vae)
         for name in components:
             bundle.engine(name)
 
@@ -85,10 +88,24 @@ class Pipeline:
             raise
 
     def __call__(
-        self, prompt: str | Sequence[str] = "", negative_prompt: str | Sequence[str] = "", **settings: Unpack[Settings]
+        self,
+        prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        callback: Callable[[Run, Step], object] | None = None,
+        **settings: Unpack[Settings],
     ) -> list[GeneratedImage]:
-        """Pictures of `prompt`. For the arguments and errors see `steps`."""
-        return list(draw(self.steps(prompt, negative_prompt, **settings)))
+        """Pictures of `prompt`. For the other arguments and errors see `steps`.
+
+        Args:
+            callback: called after each step with the run of the batch at hand; `run.preview(step)` shows how far it
+                is, and `run.cancel()`, then or later from any thread, stops the whole call.
+
+        Raises:
+            RunCancelled: the run was cancelled.
+        """
+        run = self.steps(prompt, negative_prompt, **settings)
+        return list(draw(run) if callback is None else draw(run, partial(called_back, callback)))
 
     def steps(
         self, prompt: str | Sequence[str] = "", negative_prompt: str | Sequence[str] = "", **settings: Unpack[Settings]
@@ -145,6 +162,16 @@ class Pipeline:
         scaled = self.latent_space.for_decoder(latents)
         with self.bundle.timings.part("VAE decoder"):
             return [to_pil(sample)[0] for sample in self._each("vae_decoder", scaled, tiling)]
+
+    def preview(self, latents: F32) -> list[Image]:
+        """Rough pictures of latents (n, channels, height / 8, width / 8), a fraction of a millisecond each.
+
+        By the projection that the bundle's manifest has; by the VAE itself where that is an AutoencoderTiny.
+
+        Raises:
+            UsageError: there is no such projection.
+        """
+        return preview(self, latents)
 
     def encode(self, sample: F32, *, tiling: bool = False) -> F32:
         """What the VAE encoder says of pictures (n, 3, height, width) in [-1, 1], one after another; see `decode`."""

@@ -33,6 +33,13 @@ class Bars:
                 self._progress.remove_task(task.id)
         return self._progress.track(measured(run), len(run), description="denoising")
 
+    def unseen(self, run: Run) -> Iterable[Step]:
+        """`run`, while something else has the terminal; of engines, what was built before is shown."""
+        for step in measured(run):
+            if self._progress is not None:
+                self._progress.stop()
+            yield step
+
     def building(self, name: str) -> Report:
         """For the build of an engine, which may turn out not to be needed: the bar comes with the first report."""
         progress = self._progress

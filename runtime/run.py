@@ -100,14 +100,17 @@ class Run:
     vae_tiling: bool = False
     then: Run | None = None
 
-    _cancelled: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+    cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def __post_init__(self) -> None:
         check_run(self)
 
     def cancel(self) -> None:
-        """Stop, from any thread: whoever iterates gets `RunCancelled` in place of the next step, for good."""
-        self._cancelled.set()
+        """Stop, from any thread: whoever iterates gets `RunCancelled` in place of the next step, for good.
+
+        That holds for the batches of the run, too, and for all that `dataclasses.replace` makes of it.
+        """
+        self.cancelled.set()
 
     @property
     def texts(self) -> tuple[Texts, ...]:
@@ -147,7 +150,7 @@ class Run:
 
     def _until_cancelled(self, steps: Iterator[Step]) -> Iterator[Step]:
         done = 0
-        while not self._cancelled.is_set():
+        while not self.cancelled.is_set():
             if (step := next(steps, None)) is None:
                 return
             done += 1
@@ -207,6 +210,10 @@ class Run:
         pipeline = self.pipeline if self.then is None else self.then.pipeline
         pictures = enumerate(pipeline.decode(latents, tiling=self.vae_tiling))
         return [GeneratedImage(image, self.parameters(k)) for k, image in pictures]
+
+    def preview(self, step: Step) -> list[Image]:
+        """Rough pictures of what the UNet takes for the pictures at a step, see `Pipeline.preview`."""
+        return self.pipeline.preview(step.x0())
 
     def parameters(self, k: int) -> Parameters:
         """What makes picture `k`. Its seed is seed + k, and None where the noise was given as latents."""

@@ -44,6 +44,10 @@ class Scheduler(Protocol):
         """Latents to start with at call `i`, from clean latents and standard normal noise of the same shape."""
         ...
 
+    def x0(self, model_output: F32, i: int, latents: F32) -> F32:
+        """What the network takes for the latents without noise, at call `i`; not finite where it sees noise alone."""
+        ...
+
     def step(
         self, model_output: F32, i: int, latents: F32, history: tuple[F32, ...], noise: F32 | None
     ) -> tuple[F32, tuple[F32, ...]]:
@@ -85,18 +89,24 @@ class Prediction:
 
     `table[i]` are the weights of the latents and of the network's output in it, at call `i`. A `limit` works on x0:
     then the table gives x0, and `from_x0[i]` the prediction, where it is not x0 itself, from the latents and x0.
+    `to_x0[i]` are the weights in x0, where the table's are in something else.
     """
 
     table: Pairs
     limit: Limit | None = None
     from_x0: Pairs | None = None
+    to_x0: Pairs | None = None
 
     @classmethod
     def derived(cls, to_x0: Pairs, from_x0: Pairs, limit: Limit | None = None) -> Prediction:
         """One that is linear in x0; without a limit the two tables become one."""
         if limit is not None:
             return cls(to_x0, limit, from_x0)
-        return cls(tuple((a + b * c, b * d) for (a, b), (c, d) in zip(from_x0, to_x0, strict=True)))
+        return cls(tuple((a + b * c, b * d) for (a, b), (c, d) in zip(from_x0, to_x0, strict=True)), to_x0=to_x0)
+
+    def x0(self, model_output: F32, i: int, latents: F32) -> F32:
+        """Without the limit; all shapes (batch, channels, height, width)."""
+        return weighted_sum((self.to_x0 or self.table)[i], (latents, model_output))
 
     def __call__(self, model_output: F32, i: int, latents: F32) -> F32:
         """All shapes (batch, channels, height, width)."""
@@ -138,6 +148,10 @@ class LinearSampler:
     def add_noise(self, x0: F32, noise: F32, i: int) -> F32:
         """See `Scheduler`."""
         return weighted_sum(self.noising[i], (x0, noise))
+
+    def x0(self, model_output: F32, i: int, latents: F32) -> F32:
+        """See `Scheduler`. What the network says of a variance comes after the latents' own channels."""
+        return self.prediction.x0(model_output[:, : latents.shape[1]], i, latents)
 
     def step(
         self, model_output: F32, i: int, latents: F32, history: tuple[F32, ...], noise: F32 | None
@@ -195,17 +209,22 @@ def x0_table(config: SchedulerConfig, alphas: F64, sigmas: F64) -> Pairs:
     Raises:
         UsageError: the prediction type is unknown, or says nothing of x0 where there is noise alone.
     """
-    convert = pick("prediction_type", config.prediction_type, PREDICTION_TYPES)
-    sigmas = predicted_sigmas(config, alphas, sigmas)
-    trained_scale = np.ones_like(alphas) if config.use_flow_sigmas else np.hypot(alphas, sigmas)
-    with np.errstate(divide="ignore"):
-        of_latents, of_output = convert(alphas, sigmas, trained_scale)
-    if not np.isfinite(of_output).all():
+    table = unchecked_x0_table(config, alphas, sigmas)
+    if not np.isfinite(table).all():
         raise UsageError(
             f"scheduler config: prediction_type {config.prediction_type!r} cannot start from zero SNR; "
             "use timestep_spacing 'leading', or a model trained for 'v_prediction'"
         )
-    return pairs(of_latents, of_output)
+    return table
+
+
+def unchecked_x0_table(config: SchedulerConfig, alphas: F64, sigmas: F64) -> Pairs:
+    """`x0_table` for samplers that can do without: infinite where the prediction says nothing of x0."""
+    convert = pick("prediction_type", config.prediction_type, PREDICTION_TYPES)
+    sigmas = predicted_sigmas(config, alphas, sigmas)
+    trained_scale = np.ones_like(alphas) if config.use_flow_sigmas else np.hypot(alphas, sigmas)
+    with np.errstate(divide="ignore"):
+        return pairs(*convert(alphas, sigmas, trained_scale))
 
 
 def predicted_sigmas(config: SchedulerConfig, alphas: F64, sigmas: F64) -> F64:

@@ -10,7 +10,7 @@ import numpy as np
 from edgediffusion.engines.errors import UsageError
 
 from ..arrays import F64
-from .base import Limit, Pairs, Prediction, pairs, x0_table
+from .base import Limit, Pairs, Prediction, pairs, unchecked_x0_table, x0_table
 from .config import COMMON, SIGMA_FLAGS, ConfigReader, SchedulerConfig, pick
 from .learned import LEARNED
 from .levels import Levels
@@ -131,7 +131,8 @@ def solver_prediction(config: SchedulerConfig, levels: Levels, *, of_noise: bool
     """x0, or the noise."""
     alphas, sigmas = levels.alphas[:-1], levels.sigmas[:-1]
     if of_noise and limit is None and config.prediction_type in NOISE_TABLES:
-        return Prediction(pairs(*NOISE_TABLES[config.prediction_type](alphas, sigmas)))
+        table = pairs(*NOISE_TABLES[config.prediction_type](alphas, sigmas))
+        return Prediction(table, to_x0=unchecked_x0_table(config, alphas, sigmas))
     to_x0 = x0_table(config, alphas, sigmas)
     return Prediction.derived(to_x0, noise_table(alphas, sigmas), limit) if of_noise else Prediction(to_x0, limit)
 

@@ -83,6 +83,8 @@ def _sampler(levels: Levels, moves: tuple[tuple[Move, ...], ...]) -> LinearSampl
         sigmas=levels.ratios,
         init_noise_sigma=1.0,
         noising=pairs(alphas, sigmas),
-        prediction=Prediction(pairs(np.zeros_like(sigmas), np.ones_like(sigmas))),
+        prediction=Prediction(
+            pairs(np.zeros_like(sigmas), np.ones_like(sigmas)), to_x0=pairs(np.ones_like(sigmas), -sigmas)
+        ),
         moves=moves,
     )

@@ -48,6 +48,6 @@ def ipndm(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
         sigmas=levels,
         init_noise_sigma=1.0,
         noising=pairs(alphas[:-1], sigmas[:-1]),
-        prediction=Prediction(pairs(sigmas[:-1], alphas[:-1])),
+        prediction=Prediction(pairs(sigmas[:-1], alphas[:-1]), to_x0=pairs(alphas[:-1], -sigmas[:-1])),
         moves=tuple(moves),
     )

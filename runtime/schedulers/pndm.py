@@ -10,7 +10,7 @@ import numpy as np
 from edgediffusion.engines.errors import UsageError
 
 from ..arrays import F64
-from .base import LinearSampler, Move, Prediction, pairs
+from .base import LinearSampler, Move, Prediction, pairs, unchecked_x0_table
 from .config import COMMON, ConfigReader, SchedulerConfig
 from .schedule import alphas_cumprod, spaced_timesteps
 
@@ -63,7 +63,9 @@ def pndm(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
         sigmas=np.append(sigmas / alphas, np.sqrt((1 - final) / final)),
         init_noise_sigma=1.0,
         noising=pairs(alphas, sigmas),
-        prediction=Prediction(pairs(np.zeros_like(alphas), np.ones_like(alphas))),
+        prediction=Prediction(
+            pairs(np.zeros_like(alphas), np.ones_like(alphas)), to_x0=unchecked_x0_table(c, alphas, sigmas)
+        ),
         moves=moves,
     )
 

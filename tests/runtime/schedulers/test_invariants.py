@@ -196,6 +196,30 @@ def test_perfect_noise_gives_back_x0(name: str, steps: int) -> None:
         assert np.abs(latents * np.hypot(left, 1) - (x0 + left * noise)).max() < 1e-4
 
 
+OF_NOISE = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+X0_CASES = [
+    *((name, {}) for name in ALL),
+    *((name, {"prediction_type": "v_prediction"}) for name in ALL if name not in ANSWERS),
+    *(("dpmpp_2m", OF_NOISE | {"prediction_type": kind}) for kind in ("epsilon", "v_prediction")),
+    ("ddpm", {"variance_type": "learned_range"}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), X0_CASES, ids=lambda case: case if isinstance(case, str) else str(case))
+def test_x0_of_a_perfect_prediction(name: str, settings: dict[str, str]) -> None:
+    scheduler = SCHEDULERS[name](CONFIG | settings, 7)
+    x0, noise = normal(0), normal(1)
+    for i in range(STARTS["ipndm"][0], len(scheduler.timesteps)):
+        alpha, sigma = levels_of(scheduler, i)
+        answer = perfect(name, scheduler, i, x0, noise)
+        if settings.get("prediction_type") == "v_prediction":
+            answer = (alpha * noise - sigma * x0) / np.hypot(alpha, sigma)
+        if "variance_type" in settings:
+            answer = np.concatenate([answer, normal(2)], axis=1)
+        # float32 latents of noise fifteen times the signal
+        assert np.abs(scheduler.x0(answer, i, scheduler.add_noise(x0, noise, i)) - x0).max() < 1e-4
+
+
 def test_the_middle_of_a_step_needs_its_history() -> None:
     with pytest.raises(UsageError, match="call 3 goes on from the call before it and needs its history; start at an e"):
         SCHEDULERS["heun"](CONFIG, 5).step(normal(0), 3, normal(1), (), None)
