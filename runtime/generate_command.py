@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
     from .progress import Bars
     from .run import Run
+    from .terminal import Screen
     from .watch import Watcher
 
     Watch = Callable[[Run], Iterable[Step]]
@@ -50,12 +51,15 @@ def generate(arguments: Sequence[str]) -> int:
     from .pipeline import Pipeline
     from .progress import bars
     from .repeat import warn_of_another_model
+    from .terminal import Screen
+
+    screen = Screen.of(sys.stderr, os.environ) if options.preview else None  # before the bars take stderr
 
     with ExitStack() as stack:
         shown = stack.enter_context(bars())
         load = functools.partial(Pipeline.load, **opening(options), reports=shown.building)
         pipeline = stack.enter_context(load())
-        watcher = _watcher(options, pipeline, shown)
+        watcher = _watcher(options, pipeline, shown, screen)
         stack.callback(watcher.close)
         if options.refiner is not None:
             settings["refiner"] = stack.enter_context(load(bundle=options.refiner))
@@ -76,17 +80,11 @@ def generate(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _watcher(options: argparse.Namespace, pipeline: Pipeline, shown: Bars) -> Watcher:
-    """For --preview and --save-steps; without them, the bar alone.
-
-    Warns:
-        NoTerminal: there is none for --preview.
-    """
+def _watcher(options: argparse.Namespace, pipeline: Pipeline, shown: Bars, screen: Screen | None) -> Watcher:
+    """For --preview and --save-steps; without them, the bar alone."""
     from .preview import check_previews
-    from .terminal import Screen, on_terminal
     from .watch import Watcher
 
-    screen = Screen(sys.stderr, os.environ) if options.preview and on_terminal(sys.stderr, os.environ) else None
     if screen is None and options.save_steps is None:
         return Watcher(shown.steps, keep=False)
     check_previews(pipeline)

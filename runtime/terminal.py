@@ -112,18 +112,6 @@ class NoTerminal(UserWarning):
     """A picture cannot be shown."""
 
 
-def on_terminal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether `stream` is a terminal with colours.
-
-    Warns:
-        NoTerminal: it is none.
-    """
-    if stream.isatty() and environ.get("TERM") not in (None, "", "dumb"):
-        return True
-    warnings.warn("--preview: stderr is no terminal with colours, so nothing is shown", NoTerminal, stacklevel=2)
-    return False
-
-
 class Screen:
     """A picture over a line of text. Each takes the place of the one before."""
 
@@ -131,6 +119,18 @@ class Screen:
         self._stream = stream
         self._encode = find_encoder(environ)
         self._rows = 0
+
+    @classmethod
+    def of(cls, stream: TextIO, environ: Mapping[str, str]) -> Screen | None:
+        """That of `stream`, where it is a terminal with colours.
+
+        Warns:
+            NoTerminal: it is none.
+        """
+        if stream.isatty() and environ.get("TERM") not in (None, "", "dumb"):
+            return cls(stream, environ)
+        warnings.warn("--preview: stderr is no terminal with colours, so nothing is shown", NoTerminal, stacklevel=2)
+        return None
 
     def show(self, picture: Image, text: str) -> None:
         """As large as there is room for."""
