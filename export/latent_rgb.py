@@ -87,7 +87,8 @@ def natural_picture(height: int, width: int, rng: np.random.Generator) -> F32:
 
 def _rows(planes: F32) -> F64:
     """(1, channels, height, width) -> (height * width, channels)"""
-    return planes[0].reshape(planes.shape[1], -1).T.astype(np.float64)
+    rows: F64 = planes[0].reshape(planes.shape[1], -1).T.astype(np.float64)
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,15 +12,19 @@ from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DCon
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    CLIPConfig,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
+    CLIPVisionModel,
     CLIPVisionModelWithProjection,
 )
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
 from .sources import Config
+
+SPECIAL_CONCEPTS, CONCEPTS = 3, 17  # of every safety checker: diffusers' class has no others
 
 
 class TextEncoder(nn.Module):
@@ -94,6 +98,43 @@ class ImageEncoder(nn.Module):
         """(batch, 3, size, size) normalised pictures -> (batch, d) image_embeds."""
         projected: Tensor = self.visual_projection(self.vision_model(pixel_values=pixel_values).pooler_output)
         return projected
+
+
+class SafetyChecker(nn.Module):
+    """diffusers' StableDiffusionSafetyChecker up to its decision, its tower named as in transformers 4."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        clip = safety_checker_config(config)
+        model = CLIPVisionModel(clip.vision_config)
+        tower: Any = getattr(model, "vision_model", model)
+        tower.embeddings = ImageEmbeddings(clip.vision_config)
+        self.vision_model = nn.ModuleDict({"vision_model": tower})
+        self.visual_projection = nn.Linear(clip.vision_config.hidden_size, clip.projection_dim, bias=False)
+        self.special_care_embeds = nn.Parameter(torch.empty(SPECIAL_CONCEPTS, clip.projection_dim))
+        self.concept_embeds = nn.Parameter(torch.empty(CONCEPTS, clip.projection_dim))
+        self.special_care_embeds_weights = nn.Parameter(torch.empty(SPECIAL_CONCEPTS))
+        self.concept_embeds_weights = nn.Parameter(torch.empty(CONCEPTS))
+
+    def forward(self, clip_input: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, 3, size, size) normalised pictures -> (batch, 3) special_scores, (batch, 17) concept_scores.
+
+        A score is the cosine of picture and concept, less the concept's threshold.
+        """
+        image_embeds = self.visual_projection(self.vision_model["vision_model"](pixel_values=clip_input).pooler_output)
+        special = _cosines(image_embeds, self.special_care_embeds) - self.special_care_embeds_weights
+        return special, _cosines(image_embeds, self.concept_embeds) - self.concept_embeds_weights
+
+
+def safety_checker_config(config: Config) -> CLIPConfig:
+    """What a safety checker's config.json says, with CLIP's own defaults for the rest."""
+    return CLIPConfig.from_dict(config)
+
+
+def _cosines(rows: Tensor, others: Tensor) -> Tensor:
+    """(n, d), (m, d) -> (n, m)"""
+    lengths = rows.norm(dim=-1, keepdim=True) * others.norm(dim=-1)
+    return rows @ others.T / lengths
 
 
 class UNet(UNet2DConditionModel):

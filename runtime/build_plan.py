@@ -86,7 +86,7 @@ def _batch(name: str, manifest: Manifest, family: Family, wanted: Wanted) -> Ran
     """Of what one call of a component is given: both prompts, a picture at a time, or all branches of the guidance."""
     if name.startswith("text_encoder"):
         return 2, 2, 2
-    if name.startswith("vae"):
+    if name.startswith("vae") or name == "safety_checker":
         return 1, 1, 1
     branches = 1 if manifest.takes_guidance_scale else family.branches
     least, most = (branches * pictures for pictures in wanted.batch)

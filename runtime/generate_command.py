@@ -57,7 +57,9 @@ def generate(arguments: Sequence[str]) -> int:
 
     with ExitStack() as stack:
         shown = stack.enter_context(bars())
-        load = functools.partial(Pipeline.load, **opening(options), reports=shown.building)
+        load = functools.partial(
+            Pipeline.load, **opening(options), reports=shown.building, safety_checker=options.safety_checker
+        )
         pipeline = stack.enter_context(load())
         watcher = _watcher(options, pipeline, shown, screen)
         stack.callback(watcher.close)
@@ -116,7 +118,7 @@ def _draw(
             path = output.write(picture)
         images.append(picture.image)
         yield str(path)
-        if steps is not None:
+        if steps is not None and not picture.parameters.nsfw_content_detected:
             yield str(steps.write(animation))
     if options.grid:
         sheet = Output(output.path.with_stem(f"{output.path.stem}-grid"), several=False, force=options.force)
@@ -249,6 +251,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="how many are drawn at once; default: %(default)s, as many as fit into memory",
     )
+    add(
+        "--no-safety-checker",
+        dest="safety_checker",
+        action="store_false",
+        help="leave out that of the model, which makes what it flags black",
+    )
     add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
     add("--profile", action="store_true", help="print what the time went to, from the start of the process")
     add_backend(parser)
@@ -267,7 +275,7 @@ def _check_together(options: argparse.Namespace, parser: Parser) -> None:
     }.items():
         for other in others:
             if getattr(options, name) and getattr(options, other):
-                parser.error(f"--{name} and --{other.replace('_', '-')}: wanted one of them")
+                parser.error(f"--{name} and --{other}: wanted one of them".replace("_", "-"))
     if options.sweep and options.num_images != 1:
         parser.error(f"--sweep and --num-images {options.num_images}: there is one picture of each variant")
     if options.best_of is not None and options.best_of < max(1, options.num_images):

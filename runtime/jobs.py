@@ -126,7 +126,7 @@ def is_written(order: Order, k: int) -> bool:
     if not path.exists():
         return False
     found, wanted = (dataclasses.asdict(p) for p in (read_parameters(path), order.run.parameters(k)))
-    passed_over = {"version", "clip_score"} | (set() if order.seeded else {"seed"})
+    passed_over = {"version", "clip_score", "nsfw_content_detected"} | (set() if order.seeded else {"seed"})
     for name in wanted.keys() - passed_over:
         if json.dumps(found[name]) != json.dumps(wanted[name]):
             raise UsageError(

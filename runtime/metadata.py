@@ -66,7 +66,8 @@ class Parameters:
 
     `scheduler` is a key of `SCHEDULERS`, `width` and `height` are in pixels, `model` names the checkpoint and `version`
     the program; `model_hash` are ten digits that tell the model's weights from others. `clip_score` is how well the
-    picture fits its prompt, see `scoring`, where that was asked. `sigmas` is a key of
+    picture fits its prompt, see `scoring`, where that was asked, and `nsfw_content_detected` that it is black since a
+    safety checker flagged it. `sigmas` is a key of
     `SIGMA_SCHEDULES`, or numbers between commas, `noise` a key of `NOISES`; the JSON alone says it, and most of what
     follows: what only some pipelines can be told, see `settings.Settings`. `other` holds the web UI's settings that
     have no field here.
@@ -103,6 +104,7 @@ class Parameters:
     vae_tiling: bool | None = None
     model_hash: str | None = None
     clip_score: float | None = None
+    nsfw_content_detected: bool | None = None
     other: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:

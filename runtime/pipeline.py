@@ -36,13 +36,16 @@ BUILTIN = Path(__file__).parent / "models" / "builtin"
 class Pipeline:
     """Text to image with one model. A context manager: leaving it frees the engines."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Take over `bundle` and open its engines, all at once; for the errors see `load`."""
+    def __init__(self, bundle: Bundle, *, safety_checker: bool = True) -> None:
+        """Take over `bundle` and open its engines, all at once; for the rest see `load`."""
         family = bundle.family
         folders = {part.folder: part.tokenizer for part in family.components if part.tokenizer is not None}
         self.controlnets = sorted(name for name in bundle.manifest.graphs if name.startswith("controlnet"))
         # The one that takes longest to open first; with ControlNets a run decides which UNet it needs.
-        components = (*([] if self.controlnets else ["unet"]), "vae_decoder", *folders)
+        components = [*([] if self.controlnets else ["unet"]), "vae_decoder", *folders]
+        self.safety_checker = safety_checker and "safety_checker" in bundle.manifest.graphs
+        if self.safety_checker:
+            components.append("safety_checker")
         bundle.prefetch(*components)
         self.bundle = bundle
         self.room = Room()
@@ -66,10 +69,13 @@ class Pipeline:
         device: str = "auto",
         build: bool = True,
         reports: Reports = silent,
+        safety_checker: bool = True,
         engines: Mapping[str, Engine] | None = None,
     ) -> Pipeline:
         """Open the folder `bundle`, by default the built-in model. For the rest see `Bundle.open`.
 
+        With `safety_checker` finished pictures are looked at by that of the bundle, if it has one, and those that it
+        flags are black, see `safety`. Previews and what `decode` gives are not.
         `engines` are some of its graphs, opened by the caller, who closes them: "unet", or "unet.controlnet" for that
         which takes what ControlNets give. Several pipelines, each in a thread of its own, may share them.
 
@@ -82,7 +88,7 @@ class Pipeline:
         opened = Bundle.open(folder, backend=backend, device=device, build=build, reports=reports)
         try:
             opened.use(engines or {})
-            return cls(opened)
+            return cls(opened, safety_checker=safety_checker)
         except BaseException:
             opened.close()
             raise

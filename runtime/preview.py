@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def project(latents: F32, latent_rgb: LatentRGB) -> F32:
     """(n, channels, height, width) -> (n, 3, height, width) in about [-1, 1]; 0 where the latents are not finite."""
-    weights, bias = np.float32(latent_rgb.weights), np.float32(latent_rgb.bias)
+    weights, bias = (np.array(part, np.float32) for part in (latent_rgb.weights, latent_rgb.bias))
     colours: F32 = np.nan_to_num(np.einsum("nchw,cd->ndhw", latents, weights) + bias[:, None, None])
     return colours
 

@@ -26,6 +26,7 @@ from .pipelines import Task, choose
 from .pipelines.handover import call_at
 from .pipelines.hires import HIRES
 from .prompts import EMBEDS, Texts
+from .safety import check_safety
 from .schedulers import Scheduler, find_sampler, make_scheduler, short_name
 from .schedulers.levels import with_mu
 from .settings import Settings
@@ -206,10 +207,15 @@ class Run:
         return i // find_sampler(self.scheduler).calls_per_step
 
     def images(self, latents: F32) -> list[GeneratedImage]:
-        """Pictures of the latents of one of the steps, with their parameters."""
+        """Pictures of the latents of one of the steps, with their parameters.
+
+        Warns:
+            UnsafePicture: the pipeline's safety checker has flagged one, which is black.
+        """
         pipeline = self.pipeline if self.then is None else self.then.pipeline
-        pictures = enumerate(pipeline.decode(latents, tiling=self.vae_tiling))
-        return [GeneratedImage(image, self.parameters(k)) for k, image in pictures]
+        decoded = pipeline.decode(latents, tiling=self.vae_tiling)
+        pictures = [GeneratedImage(image, self.parameters(k)) for k, image in enumerate(decoded)]
+        return check_safety(self.pipeline, pictures) if self.pipeline.safety_checker else pictures
 
     def preview(self, step: Step) -> list[Image]:
         """Rough pictures of what the UNet takes for the pictures at a step, see `Pipeline.preview`."""

@@ -39,7 +39,7 @@ def clip_scores(pipeline: Pipeline, prompt: str, images: Sequence[Image]) -> lis
     encoded = pipeline.bundle.engine(name)({"input_ids": tokenizer([plain(prompt)])})
     text = encoded["text_embeds"] if "text_embeds" in encoded else encoded["pooler_output"]
     encoder = pipeline.bundle.engine("image_encoder")
-    pixels = _pixel_values(pipeline, images, encoder.spec.inputs[0].shape)
+    pixels = pixel_values(pipeline, images, encoder.spec.inputs[0].shape)
     embeds = np.concatenate([encoder({"pixel_values": pixels[k : k + 1]})["image_embeds"] for k in range(len(pixels))])
     if embeds.shape[-1] != text.shape[-1]:
         raise UsageError(
@@ -67,8 +67,10 @@ def keep_best(pipeline: Pipeline, pictures: Sequence[GeneratedImage], count: int
     ]
 
 
-def _pixel_values(pipeline: Pipeline, images: Sequence[Image], shape: Sequence[int | str]) -> F32:
-    """As transformers' CLIPImageProcessor: the shorter edge resized (bicubic), the middle cut out, normalized."""
+def pixel_values(pipeline: Pipeline, images: Sequence[Image], shape: Sequence[int | str]) -> F32:
+    """What CLIP's vision towers see, (n, 3, size, size), with the size that is last in `shape`.
+
+    As transformers' CLIPImageProcessor: the shorter edge resized (bicubic), the middle cut out, normalized."""
     from PIL import Image
 
     config = pipeline.bundle.config(CONFIG) if CONFIG in pipeline.bundle.manifest.files else {}

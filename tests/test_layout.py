@@ -87,4 +87,5 @@ def test_the_public_names_are_there_and_sorted() -> None:
         "Scheduler",
         "Step",
         "denoise",
+        "draw",
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .base import Network, Sample, Seen, Variant
 from .controlnet import denoisers
-from .images import IMAGE_ENCODER
+from .images import IMAGE_ENCODER, SAFETY_CHECKER
 from .text import TEXT_ENCODER_2, text_encoder
 from .vae import VAE
 
@@ -14,6 +14,7 @@ SD = {
     **VAE,
     **denoisers(),
     "image_encoder": IMAGE_ENCODER,
+    "safety_checker": SAFETY_CHECKER,
 }
 SDXL = {
     "text_encoder": text_encoder(hidden_states=True),

@@ -7,7 +7,7 @@ import numpy as np
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
 
 from ..sources import Config
-from ..wrappers import ImageEncoder
+from ..wrappers import CONCEPTS, SPECIAL_CONCEPTS, ImageEncoder, SafetyChecker, safety_checker_config
 from .base import POSITION_IDS, Network, Sample, Seen
 
 
@@ -25,6 +25,25 @@ def image_encoder_samples(config: Config, seen: Seen) -> list[Sample]:
     """Pictures in about the range that the mean and deviation of the preprocessor give."""
     size = config["image_size"]
     return [Sample(f"batch {n}", {"pixel_values": 2 * pictures(n, size, size, seed=n)}) for n in (2, 1)]
+
+
+def safety_checker_spec(config: Config) -> GraphSpec:
+    """Pictures to how far they are over the threshold of each concept."""
+    size = safety_checker_config(config).vision_config.image_size
+    return GraphSpec(
+        "safety_checker",
+        (TensorSpec("clip_input", "float32", ("batch", 3, size, size)),),
+        (
+            TensorSpec("special_scores", "float32", ("batch", SPECIAL_CONCEPTS)),
+            TensorSpec("concept_scores", "float32", ("batch", CONCEPTS)),
+        ),
+    )
+
+
+def safety_checker_samples(config: Config, seen: Seen) -> list[Sample]:
+    """See `image_encoder_samples`."""
+    size = safety_checker_config(config).vision_config.image_size
+    return [Sample(f"batch {n}", {"clip_input": 2 * pictures(n, size, size, seed=n)}) for n in (2, 1)]
 
 
 def pictures(batch: int, height: int, width: int, *, seed: int) -> Array:
@@ -52,5 +71,14 @@ IMAGE_ENCODER = Network(
     samples=image_encoder_samples,
     folders=("image_encoder",),
     batch=1,
+    skip=(POSITION_IDS,),
+)
+SAFETY_CHECKER = Network(
+    module=SafetyChecker,
+    spec=safety_checker_spec,
+    samples=safety_checker_samples,
+    folders=("safety_checker",),
+    batch=1,
+    renames=((r"^vision_model\.(?!vision_model\.)", "vision_model.vision_model."),),
     skip=(POSITION_IDS,),
 )

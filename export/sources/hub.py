@@ -12,7 +12,15 @@ from .base import MODEL_INDEX
 from .folder import SETTINGS, STEMS
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae", "image_encoder", ".")  # ".": a repository of one
+COMPONENTS = (
+    "text_encoder",
+    "text_encoder_2",
+    "unet",
+    "vae",
+    "image_encoder",
+    "safety_checker",
+    ".",
+)  # ".": a repository of one
 
 
 def download(repository: str, revision: str | None) -> Path:

@@ -66,4 +66,5 @@ class Family:
 CONTROLNET_FOLDERS = ("controlnet", "controlnet_2", "controlnet_3", "controlnet_4")
 CONTROLNETS = tuple(Component(folder=folder, optional=True) for folder in CONTROLNET_FOLDERS)
 UNET_AND_VAE = (Component(folder="unet"), Component(folder="vae_decoder"), Component(folder="vae_encoder"))
+SAFETY_CHECKER = Component(folder="safety_checker", weights="model.safetensors", optional=True)
 IMAGE_ENCODER = Component(folder="image_encoder", weights="model.safetensors", optional=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .base import CONTROLNETS, IMAGE_ENCODER, UNET_AND_VAE, Component, Defaults, Family
+from .base import CONTROLNETS, IMAGE_ENCODER, SAFETY_CHECKER, UNET_AND_VAE, Component, Defaults, Family
 
 SD = Family(
     pipeline_classes=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
@@ -12,6 +12,7 @@ SD = Family(
         Component(folder="text_encoder", weights="model.safetensors", tokenizer="tokenizer"),
         *UNET_AND_VAE,
         IMAGE_ENCODER,
+        SAFETY_CHECKER,
         *CONTROLNETS,
     ),
     scheduler_config={"steps_offset": 1, "clip_sample": False},

@@ -70,7 +70,6 @@ NAMES = [
 ]
 LEFT = {
     "sd-v1.safetensors",
-    "safety_checker/model.safetensors",
     "text_encoder/model.fp16.safetensors",
     "text_encoder/pytorch_model.bin",
     "unet/diffusion_pytorch_model.fp16.safetensors",

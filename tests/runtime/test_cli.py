@@ -199,7 +199,7 @@ def damage(bundle: Path, kind: str) -> None:
         ("no file", r"unet/diffusion_pytorch_model\.safetensors: missing"),
         ("truncated", r"unet/diffusion_pytorch_model\.safetensors: truncated"),
         ("altered", r"unet/diffusion_pytorch_model\.safetensors: altered"),
-        ("newer", r"schema 99, this version reads up to 3; pip install --upgrade edgediffusion"),
+        ("newer", r"schema 99, this version reads up to 4; pip install --upgrade edgediffusion"),
     ],
 )
 def test_a_bundle_that_cannot_be_used(kind: str, message: str, bundle: str, folder: Path, capsys: Capture) -> None:

@@ -194,6 +194,9 @@ def test_a_noisy_sampler_is_given_noise() -> None:
         def add_noise(self, x0: Any, noise: Any, i: int) -> Any:
             return noise
 
+        def x0(self, model_output: Any, i: int, latents: Any) -> Any:
+            return latents
+
         def step(self, model_output: Any, i: int, latents: Any, history: tuple[Any, ...], noise: Any) -> Any:
             return noise, ()
 
