@@ -126,15 +126,15 @@ class SafetyChecker(nn.Module):
         return special, _cosines(image_embeds, self.concept_embeds) - self.concept_embeds_weights
 
 
-def safety_checker_config(config: Config) -> CLIPConfig:
-    """What a safety checker's config.json says, with CLIP's own defaults for the rest."""
+def safety_checker_config(config: Config) -> Any:
+    """The CLIPConfig of what a safety checker's config.json says, with CLIP's own defaults for the rest."""
     return CLIPConfig.from_dict(config)
 
 
 def _cosines(rows: Tensor, others: Tensor) -> Tensor:
     """(n, d), (m, d) -> (n, m)"""
-    lengths = rows.norm(dim=-1, keepdim=True) * others.norm(dim=-1)
-    return rows @ others.T / lengths
+    cosines: Tensor = rows @ others.T / (rows.norm(dim=-1, keepdim=True) * others.norm(dim=-1))
+    return cosines
 
 
 class UNet(UNet2DConditionModel):

@@ -261,7 +261,9 @@ def test_stages_are_reported_and_an_optional_component_may_be_missing(
     assert [line.split(":")[0] for line in lines[::2]] == [
         "text_encoder", "vae_encoder", "vae_decoder", "unet", "tokenizer, scheduler and manifest",
     ]  # fmt: skip
-    assert all("agrees with torch to" in line for line in lines[1::2])
+    *parities, previews = lines[1::2]
+    assert all("agrees with torch to" in line for line in parities)
+    assert previews.startswith("previews: a linear projection of the latents explains ")
     assert export_bundle(source, tmp_path / "licensed", Options(license="CC0-1.0")).license == "CC0-1.0"
 
 

@@ -76,7 +76,7 @@ def _seen(image: Image.Image) -> float:
     from edgediffusion.runtime import scoring
 
     small = np.asarray(image.resize((8, 8), Image.Resampling.BICUBIC), np.float32) / 255
-    return float(((small - np.float32(scoring._MEAN)) / np.float32(scoring._STD)).mean())
+    return float(((small - np.array(scoring._MEAN)) / np.array(scoring._STD)).mean())
 
 
 def test_what_is_flagged_is_black_and_says_so(checked: Path, opened: Opened, tmp_path: Path) -> None:
