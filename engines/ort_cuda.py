@@ -14,6 +14,7 @@ from pathlib import Path
 import onnxruntime
 
 from .errors import BackendUnavailable
+from .onnx_file import read_turned
 from .ort_device import failed
 
 CPU = "CPUExecutionProvider"
@@ -54,6 +55,7 @@ def open_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntim
         check()
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         onnxruntime.preload_dlls()
+    kernels = give_turned(model, options)
     try:
         session = _open(model, options, OPTIONS)
     except Exception as error:
@@ -69,7 +71,15 @@ def open_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntim
             "the CUDA libraries of onnxruntime-gpu are missing or do not fit",
             "pip install 'onnxruntime-gpu[cuda,cudnn]'",
         )
+    del kernels
     return session
+
+
+def give_turned(model: Path, options: onnxruntime.SessionOptions) -> list[onnxruntime.OrtValue]:
+    """Have a session take the weights of `read_turned`, which are to be kept until it is open."""
+    turned = {name: onnxruntime.OrtValue.ortvalue_from_numpy(kernel) for name, kernel in read_turned(model).items()}
+    options.add_external_initializers(list(turned), list(turned.values()))
+    return list(turned.values())
 
 
 def _open(model: Path, options: onnxruntime.SessionOptions, cuda: dict[str, str]) -> onnxruntime.InferenceSession:

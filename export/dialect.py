@@ -14,6 +14,7 @@ from .passes import clean, emulate_half, store_weights
 from .passes.cpu import to_cpu_dialect
 from .passes.cuda import to_cuda_dialect
 from .passes.cuda.portable import to_portable
+from .passes.cuda.turned_kernels import declare_turned
 from .precision import Case, Halved
 from .verify import check_parity
 from .weights import StoredTensor
@@ -40,7 +41,7 @@ def write_dialects(
     if halved.dtype == "float16":
         dialect, changed = to_cuda_dialect(halved.model)
         rounded = replace(traced, model=emulate_half(clean(to_portable(dialect))))
-        return _write(CUDA, dialect, changed, rounded, model, halved.parity.tolerance)
+        return _write(CUDA, declare_turned(dialect), changed, rounded, model, halved.parity.tolerance)
     return {}
 
 

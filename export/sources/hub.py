@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -31,11 +32,11 @@ def download(repository: str, revision: str | None) -> Path:
         BackendUnavailable: huggingface-hub is not installed.
     """
     try:
-        from huggingface_hub import HfApi, logging, snapshot_download
+        from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"the hub needs {error.name}", "pip install 'edgediffusion[export]'") from error
-    logging.set_verbosity_error()  # without a network it would warn of each try
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it would warn of each try
     try:
         names = HfApi().list_repo_files(repository, revision=revision)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted(names)))

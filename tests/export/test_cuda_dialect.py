@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper, parser
 from onnx.external_data_helper import load_external_data_for_model
 
 from edgediffusion.engines.errors import ExportError
+from edgediffusion.engines.ort_cuda import give_turned
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
 from edgediffusion.export import dialect as dialect_module
 from edgediffusion.export.dialect import write_dialects
@@ -19,6 +21,7 @@ from edgediffusion.export.families import Sample
 from edgediffusion.export.passes import clean
 from edgediffusion.export.passes.cuda import PASSES, to_cuda_dialect
 from edgediffusion.export.passes.cuda.portable import to_portable
+from edgediffusion.export.passes.cuda.turned_kernels import declare_turned
 from edgediffusion.export.precision import Case, Halved, halve, open_graph
 from edgediffusion.export.verify import relative_error
 from edgediffusion.runtime.manifest import Manifest
@@ -152,3 +155,25 @@ def test_a_wrong_dialect_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ExportError, match=r"net for cuda: off by 0\.\d+ of torch's largest output \(normal\), tol"):
         write_dialects(case, {}, half, tmp_path / "model.onnx", 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_kernels_are_turned_when_the_graph_is_opened(tmp_path: Path) -> None:
+    kernel = np.arange(5 * 4 * 3 * 2, dtype=np.float16).reshape(5, 4, 3, 2)
+    (tmp_path / "w.safetensors").write_bytes(b"12345678" + kernel.tobytes())
+    place = {"location": "w.safetensors", "offset": "8", "length": str(kernel.nbytes)}
+    weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT16, dims=kernel.shape, data_location=1)
+    weight.external_data.extend(onnx.StringStringEntryProto(key=key, value=value) for key, value in place.items())
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float16[5, 3, 2, 4] x) => (float16[5, 3, 2, 4] y)'
+        '{ [t] "w/channels_last" = Transpose<perm = [0, 2, 3, 1]>(w) [y] y = Add(x, "w/channels_last") }'
+    )
+    model.graph.initializer.append(weight)
+    turned = declare_turned(model)
+    assert [node.op_type for node in turned.graph.node] == ["Add"]
+    onnx.save(turned, tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    kept = give_turned(tmp_path / "model.onnx", options)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    del kept
+    (y,) = session.run(None, {"x": np.ones((5, 3, 2, 4), np.float16)})
+    assert np.array_equal(y, kernel.transpose(0, 2, 3, 1) + 1)

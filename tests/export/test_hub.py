@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_what_is_cached_is_read(cache: Path) -> None:
 def test_what_is_not_cached(cache: Path, name: str, revision: str | None) -> None:
     with pytest.raises(ExportError, match=f"{name}: no such folder, the hub cannot be reached, and its cache doesn't"):
         open_source(name, revision)
-    assert huggingface_hub.logging.get_verbosity() == huggingface_hub.logging.ERROR
+    assert logging.getLogger("huggingface_hub").level == logging.ERROR
 
 
 NAMES = [
