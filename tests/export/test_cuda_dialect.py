@@ -161,7 +161,8 @@ def test_kernels_are_turned_when_the_graph_is_opened(tmp_path: Path) -> None:
     kernel = np.arange(5 * 4 * 3 * 2, dtype=np.float16).reshape(5, 4, 3, 2)
     (tmp_path / "w.safetensors").write_bytes(b"12345678" + kernel.tobytes())
     place = {"location": "w.safetensors", "offset": "8", "length": str(kernel.nbytes)}
-    weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT16, dims=kernel.shape, data_location=1)
+    weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT16, dims=kernel.shape)
+    weight.data_location = onnx.TensorProto.EXTERNAL
     weight.external_data.extend(onnx.StringStringEntryProto(key=key, value=value) for key, value in place.items())
     model = parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 18]> g (float16[5, 3, 2, 4] x) => (float16[5, 3, 2, 4] y)'
