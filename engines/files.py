@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .packed import File, Packed
+
 PARTIAL = ".partial"
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: File) -> str:
     """The digest of a file, read a piece at a time."""
+    if isinstance(path, Packed):
+        return hashlib.sha256(path.view).hexdigest()
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -29,3 +34,17 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold the file `lock`, which the system lets go when a process dies. It is taken away when the work is done.
+
+    Who waited for it must look whether the work is done: after that, more than one may hold it.
+    """
+    import filelock
+
+    with filelock.FileLock(lock):
+        yield
+        with contextlib.suppress(OSError):  # another process has it open, on Windows
+            lock.unlink()

@@ -17,6 +17,7 @@ import numpy as np
 
 from .errors import BundleError
 from .files import sha256_of
+from .packed import File, Packed, size_of
 from .spec import Array, GraphSpec, TensorSpec
 
 _DTYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
@@ -108,10 +109,10 @@ class Message:
 
 
 @contextmanager
-def open_model(path: Path) -> Iterator[Message]:
+def open_model(path: File) -> Iterator[Message]:
     """The whole of an ONNX file."""
     with path.open("rb") as file:
-        yield Message(file, 0, path.stat().st_size)
+        yield Message(file, 0, size_of(path))
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -138,7 +139,7 @@ def read_onnx(path: Path) -> OnnxFile:
     return OnnxFile(opset, spec, tuple(sorted(data)), weights)
 
 
-def read_turned(path: Path) -> dict[str, Array]:
+def read_turned(path: File) -> dict[str, Array]:
     """The weights whose names end in `TURNED`, as the graph declares them: (out, height, width, in)."""
     with open_model(path) as model:
         (graph,) = model.messages(GRAPH)
@@ -150,17 +151,15 @@ def read_turned(path: Path) -> dict[str, Array]:
         return dict(zip(mapped, pool.map(_turn, mapped.values()), strict=True))
 
 
-def _mapped(tensor: Message, folder: Path) -> Array:
+def _mapped(tensor: Message, folder: File) -> Array:
     """A weight in its file, as PyTorch has it: (out, in, height, width)."""
     place = {entry.text(1): entry.text(2) for entry in tensor.messages(_EXTERNAL_DATA)}
     out, height, width, channels = tensor.numbers(_DIMS)
-    return np.memmap(
-        folder / place["location"],
-        _DTYPES[tensor.number(_DATA_TYPE)],
-        mode="r",
-        offset=int(place["offset"]),
-        shape=(out, channels, height, width),
-    )
+    shape = (out, channels, height, width)
+    dtype, offset, file = _DTYPES[tensor.number(_DATA_TYPE)], int(place["offset"]), folder / place["location"]
+    if isinstance(file, Packed):
+        return np.frombuffer(file.view, dtype, math.prod(shape), offset).reshape(shape)
+    return np.memmap(file, dtype, mode="r", offset=offset, shape=shape)
 
 
 def _turn(kernel: Array) -> Array:

@@ -7,23 +7,25 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
 from .base import Building, Engine, HostEngine
 from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, one_line
+from .onnx_relocate import loadable
 from .ort_cuda import CPU, OnCpu, find_driver, open_session
 from .ort_device import DeviceRun, failed, on_device
 from .ort_tensorrt import PROVIDERS
 from .ort_tensorrt import open_session as open_provider
+from .packed import File
 from .spec import Array, GraphSpec
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
 def open_engine(
-    model: Path, spec: GraphSpec, *, device: str, dialects: Mapping[str, Path], building: Building
+    model: File, spec: GraphSpec, *, device: str, dialects: Mapping[str, File], building: Building
 ) -> Engine:
     """See `registry.open_engine`.
 
@@ -48,9 +50,9 @@ def open_engine(
 
 
 def _open(
-    model: Path,
+    model: File,
     spec: GraphSpec,
-    open_session: Callable[[Path, onnxruntime.SessionOptions], onnxruntime.InferenceSession],
+    open_session: Callable[[Any, onnxruntime.SessionOptions], onnxruntime.InferenceSession],
     runner: Callable[[onnxruntime.InferenceSession, GraphSpec], Run],
 ) -> Engine:
     try:
@@ -64,11 +66,11 @@ def _open(
     return HostEngine(spec, runner(session, spec))
 
 
-def _open_on_cpu(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model, options, providers=[CPU])
+def _open_on_cpu(model: File, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(loadable(model, options), options, providers=[CPU])
 
 
-def _open_widened(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _open_widened(model: File, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """Of the CPU's dialect: weights in 8 bits are widened once, which it needs for those that it cuts in halves."""
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return _open_on_cpu(model, options)

@@ -9,13 +9,14 @@ import io
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import onnxruntime
 
 from .errors import BackendUnavailable
 from .onnx_file import read_turned
+from .onnx_relocate import loadable
 from .ort_device import failed
+from .packed import File
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -40,7 +41,7 @@ class OnCpu(UserWarning):
     """This machine has an NVIDIA driver, but its GPU cannot be used as things are: the CPU is."""
 
 
-def open_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """A session for `model` on the first GPU; to be called in the device's thread.
 
     Raises:
@@ -75,16 +76,17 @@ def open_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntim
     return session
 
 
-def give_turned(model: Path, options: onnxruntime.SessionOptions) -> list[onnxruntime.OrtValue]:
+def give_turned(model: File, options: onnxruntime.SessionOptions) -> list[onnxruntime.OrtValue]:
     """Have a session take the weights of `read_turned`, which are to be kept until it is open."""
     turned = {name: onnxruntime.OrtValue.ortvalue_from_numpy(kernel) for name, kernel in read_turned(model).items()}
     options.add_external_initializers(list(turned), list(turned.values()))
     return list(turned.values())
 
 
-def _open(model: Path, options: onnxruntime.SessionOptions, cuda: dict[str, str]) -> onnxruntime.InferenceSession:
+def _open(model: File, options: onnxruntime.SessionOptions, cuda: dict[str, str]) -> onnxruntime.InferenceSession:
     # Without enable_fallback=0 a provider that fails prints a banner and leaves the work to the CPU.
-    return onnxruntime.InferenceSession(model, options, providers=[(CUDA, cuda), CPU], enable_fallback=0)
+    providers = [(CUDA, cuda), CPU]
+    return onnxruntime.InferenceSession(loadable(model, options), options, providers=providers, enable_fallback=0)
 
 
 def _check_wheel() -> None:

@@ -42,6 +42,10 @@ class Target:
     compute_capability: str
     driver: str
 
+    def takes(self, compute_capability: str) -> bool:
+        """Whether an engine that wants this may run on GPUs of that compute capability, such as "8.7"."""
+        return _accepts("compute_capability", self.compute_capability, compute_capability)
+
 
 _OF_A_TARGET = frozenset(field.name for field in dataclasses.fields(Target))
 

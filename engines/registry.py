@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 from .base import Building, Engine
 from .errors import BackendUnavailable, UnknownName
+from .packed import File
 from .spec import GraphSpec
 
 
@@ -47,15 +47,17 @@ BACKENDS: dict[str, Backend] = {
 
 
 def open_engine(
-    model: Path,
+    model: File,
     spec: GraphSpec,
     *,
     backend: str = "ort",
     device: str = "auto",
-    dialects: Mapping[str, Path] = MappingProxyType({}),
+    dialects: Mapping[str, File] = MappingProxyType({}),
     building: Building = BUILDING,
 ) -> Engine:
     """Open the graph in the file `model`; `device` "auto" takes the best one that works here: a GPU before the CPU.
+
+    Where no engines are built, the file may lie in a pack.
 
     `dialects` are files that hold the same graph as one device computes it fastest, by the device's name; that of the
     CPU holds weights in 8 bits in float32.

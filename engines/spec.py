@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError, GraphMismatch
+from .packed import File
 
 Array = NDArray[Any]
 
@@ -50,7 +50,7 @@ class GraphSpec:
         inputs, outputs = (tuple(t.fixed(sizes) for t in tensors) for tensors in (self.inputs, self.outputs))
         return GraphSpec(self.name, inputs, outputs)
 
-    def check_names(self, model: Path, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    def check_names(self, model: File, inputs: Iterable[str], outputs: Iterable[str]) -> None:
         """Raise `BundleError` unless those that a backend finds in the file `model` are this graph's."""
         for kind, tensors, names in (("inputs", self.inputs, inputs), ("outputs", self.outputs, outputs)):
             found, wanted = sorted(names), sorted(tensor.name for tensor in tensors)

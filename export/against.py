@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from edgediffusion.engines.errors import BundleError, ExportError
+from edgediffusion.engines.packed import Packed
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.foreign import is_foreign
@@ -28,7 +29,7 @@ def checks_against(bundle: Bundle, source: str, options: Options) -> Iterator[Ch
         ExportError: `source` is of another family or lacks a component, or see `sources.gather`.
         BundleError: another tool wrote the bundle: optimum's graphs do not take the odd sizes that are compared.
     """
-    if is_foreign(bundle.path):
+    if not isinstance(bundle.path, Packed) and is_foreign(bundle.path):
         raise BundleError(
             f"{bundle.path}: written with another tool, whose graphs cannot be compared at every size; export {source} "
             "with edgediffusion, and verify that"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from edgediffusion.engines.errors import UsageError
@@ -27,6 +28,12 @@ def add_backend(parser: Parser) -> None:
     providers = "for ort: cpu, cuda, tensorrt, nv_tensorrt_rtx; default: %(default)s"
     add("--device", "--provider", default="auto", metavar="NAME", help=providers)
     add("--no-build", dest="build", action="store_false", help="fail where an engine is lacking that could be built")
+
+
+def add_trust(parser: Parser) -> None:
+    """Whose packs are taken."""
+    help_text = "refuse a pack that this public key did not sign: a PEM file of Ed25519"
+    parser.add_argument("--trust", type=Path, metavar="KEY", help=help_text)
 
 
 def opening(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A bundle: a folder with the graphs, weights and settings of one model, as the export writes it."""
+"""A bundle: a folder, or a pack, with the graphs, weights and settings of one model, as the export writes it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from edgediffusion.engines.base import Building, Engine, Reports, silent
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.files import sha256_of
+from edgediffusion.engines.packed import File, Packed, size_of
 from edgediffusion.engines.registry import BACKENDS, open_engine
 
 from .doctor import free_memory
 from .families import FAMILIES, Family
 from .foreign import adapt, read_manifest
-from .manifest import FileRecord, GraphRecord, Manifest, Variant, graph_name
+from .manifest import FileRecord, GraphRecord, Manifest, Variant, graph_name, inside
+from .packs.read import is_pack, open_pack
+from .packs.unpack import unpacked
 from .timings import Timings
 
 _REMEDY = "copy or export the bundle again"
@@ -37,7 +40,7 @@ class Bundle:
     """Opens engines on demand and frees them. A context manager: leaving it frees all."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, family: Family, backend: str, device: str, building: Building
+        self, path: File, manifest: Manifest, family: Family, backend: str, device: str, building: Building
     ) -> None:
         self.path = path
         self.manifest = manifest
@@ -62,7 +65,7 @@ class Bundle:
         build: bool = True,
         reports: Reports = silent,
     ) -> Bundle:
-        """Check the folder `path`: its manifest, that every file is there in full, and the digests of the small ones.
+        """Check the folder or pack `path`: its manifest, that every file is there in full, digests of the small ones.
 
         Graphs and weights are digested when they are opened.
         A folder without a manifest that optimum exported is described from its graphs.
@@ -72,26 +75,37 @@ class Bundle:
         Raises:
             BundleError: there is no bundle, a file is missing, truncated or altered, or it is of a newer version.
         """
-        path = Path(path)
-        manifest = read_manifest(path)
+        root = _root(Path(path), backend, device)
+        manifest = read_manifest(root)
         if manifest.family not in FAMILIES:
             raise BundleError(
-                f"{path}: family {manifest.family!r}, known: {', '.join(sorted(FAMILIES))}; "
+                f"{root}: family {manifest.family!r}, known: {', '.join(sorted(FAMILIES))}; "
                 "pip install --upgrade edgediffusion"
             )
         family = FAMILIES[manifest.family]
         for name, record in manifest.files.items():
-            _check_size(_inside(path, name), record)
-        _check_graphs(path, manifest, family)
+            _check_size(inside(root, name), record)
+        _check_graphs(root, manifest, family)
         heavy = {file for graph in manifest.graphs.values() for file in graph.files}
         for name in manifest.files.keys() - heavy:
-            _check_digest(path / name, manifest.files[name])
-        return cls(path, manifest, family, backend, device, Building(allowed=build, reports=reports))
+            _check_digest(root / name, manifest.files[name])
+        return cls(root, manifest, family, backend, device, Building(allowed=build, reports=reports))
 
     @property
     def builds_engines(self) -> bool:
         """Whether an engine is built, which takes minutes, for each new size of its inputs."""
-        return BACKENDS[self._backend].builds or self._device not in ("auto", "cpu", "cuda")
+        return _builds_engines(self._backend, self._device)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that it is.
+
+        Raises:
+            UsageError: it is a pack.
+        """
+        if isinstance(self.path, Packed):
+            raise UsageError(f"{self.path}: a pack; wanted a folder: edgediffusion unpack {self.path} -o DIR")
+        return self.path
 
     def config(self, name: str) -> dict[str, Any]:
         """The JSON file `name` of the bundle, such as "unet/config.json".
@@ -194,7 +208,9 @@ class Bundle:
             building=replace(
                 self._building,
                 precision=component.dtype,
-                sha256={self.path / file: record.sha256 for file, record in records if record.sha256},
+                sha256={self.path / file: record.sha256 for file, record in records if record.sha256}
+                if isinstance(self.path, Path)
+                else {},
             ),
         )
         return adapt(engine)
@@ -212,15 +228,23 @@ class Bundle:
         self.close()
 
 
-def _inside(bundle: Path, name: str) -> Path:
-    """`bundle / name`, refused where it could lead elsewhere on any system."""
-    windows = PureWindowsPath(name)
-    if windows.drive or windows.root or "\\" in name or ".." in PurePosixPath(name).parts:
-        raise BundleError(f"{bundle}: the manifest names {name!r}, which is outside the bundle; do not use this bundle")
-    return bundle / name
+def _builds_engines(backend: str, device: str) -> bool:
+    return (backend in BACKENDS and BACKENDS[backend].builds) or device not in ("auto", "cpu", "cuda")
 
 
-def _check_graphs(bundle: Path, manifest: Manifest, family: Family) -> None:
+def _root(path: Path, backend: str, device: str) -> File:
+    """A folder, or a pack; where engines are built, they want files, so it is unpacked, once."""
+    if not is_pack(path):
+        return path
+    if _builds_engines(backend, device):
+        return unpacked(path)
+    pack = open_pack(path)
+    if pack.missing:
+        raise BundleError(f"{path}: a delta, without {len(pack.missing)} of its files; unpack it with --base PACK")
+    return pack.root
+
+
+def _check_graphs(bundle: File, manifest: Manifest, family: Family) -> None:
     if missing := family.required - manifest.graphs.keys():
         raise BundleError(f"{bundle}: no graph of {', '.join(sorted(missing))} in the manifest; {_REMEDY}")
     for graph in manifest.graphs.values():
@@ -229,9 +253,9 @@ def _check_graphs(bundle: Path, manifest: Manifest, family: Family) -> None:
                 raise BundleError(f"{bundle}: {name} has no size and digest in the manifest; {_REMEDY}")
 
 
-def _check_size(path: Path, record: FileRecord) -> None:
+def _check_size(path: File, record: FileRecord) -> None:
     try:
-        size = path.stat().st_size
+        size = size_of(path)
     except (OSError, ValueError):
         raise BundleError(f"{path}: missing; {_REMEDY}") from None
     if size != record.bytes:
@@ -239,7 +263,7 @@ def _check_size(path: Path, record: FileRecord) -> None:
         raise BundleError(f"{path}: {kind}, {size} bytes, expected {record.bytes}; {_REMEDY}")
 
 
-def _check_digest(path: Path, record: FileRecord) -> None:
+def _check_digest(path: File, record: FileRecord) -> None:
     if record.sha256 is None:
         return
     if (found := sha256_of(path)) != record.sha256:
@@ -252,6 +276,6 @@ def _fits_widened(weights: int) -> bool:
     return free is None or 4 * weights <= free // 2
 
 
-def _check_digests(files: Mapping[Path, FileRecord]) -> None:
+def _check_digests(files: Mapping[File, FileRecord]) -> None:
     for path, record in files.items():
         _check_digest(path, record)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TextIO
 from edgediffusion import __version__
 from edgediffusion.engines.errors import BackendUnavailable, EdgeDiffusionError, UnknownName
 
-from .arguments import Parser, add_backend, opening, print_line, say_interrupted
+from .arguments import Parser, add_backend, add_trust, opening, print_line, say_interrupted
 from .tables import printable
 
 if TYPE_CHECKING:
@@ -118,17 +118,19 @@ def inspect(arguments: Sequence[str]) -> int:
     """Say how a picture was made, or what a bundle holds."""
     parser = Parser("inspect", inspect.__doc__ or "")
     parser.add_argument(
-        "path", type=Path, metavar="FILE_OR_BUNDLE", help="a PNG, JPEG or WebP, or the folder of a bundle"
+        "path", type=Path, metavar="FILE_OR_BUNDLE", help="a PNG, JPEG or WebP, or the folder or pack of a bundle"
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(arguments)
 
     from .foreign import read_manifest
     from .metadata import read_parameters
+    from .packs.read import is_pack, open_pack
     from .tables import show_manifest, show_parameters
 
-    if options.path.is_dir():
-        manifest = read_manifest(options.path)
+    packed = is_pack(options.path)
+    if packed or options.path.is_dir():
+        manifest = read_manifest(open_pack(options.path).root if packed else options.path)
         if options.json:
             print_line(manifest.to_json().rstrip())
         else:
@@ -160,7 +162,7 @@ def verify_parser() -> Parser:
     """What `verify` takes, in its upper half too."""
     parser = Parser("verify", verify.__doc__ or "")
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="its folder")
+    add("bundle", type=Path, metavar="BUNDLE", help="its folder or pack; all of a pack is digested")
     add(
         AGAINST,
         metavar="SOURCE",
@@ -168,6 +170,7 @@ def verify_parser() -> Parser:
         "--embedding or --revision as for export",
     )
     add_backend(parser)
+    add_trust(parser)
     add("--json", action="store_true", help="as JSON")
     return parser
 
@@ -176,9 +179,13 @@ def report_checks(options: argparse.Namespace, checks_of: Callable[[Bundle], Ite
     """Show the checks of the bundle in `options`, those of `verify_parser`; 1 where one has failed."""
     from .bundle import Bundle
     from .engine_commands import tested_on
+    from .packs.commands import check_pack
     from .tables import show_checks
 
     choices = opening(options)
+    if check_pack(options.bundle, options.trust):
+        print_line(f"{options.bundle}: a delta, sound; its graphs run once it is unpacked")
+        return 0
     with Bundle.open(choices.pop("bundle"), **choices) as bundle:
         checks = list(checks_of(bundle))
     if options.json:
@@ -239,8 +246,24 @@ def engines(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
+def pack(arguments: Sequence[str]) -> int:
+    """Write a bundle to one file, to be sent, checked and run as it is."""
+    from .packs.commands import pack as run
+
+    return run(arguments)
+
+
+def unpack(arguments: Sequence[str]) -> int:
+    """Write a pack's bundle to a folder; again, to go on after an interruption or to mend what was damaged."""
+    from .packs.commands import unpack as run
+
+    return run(arguments)
+
+
 COMMANDS: dict[str, Command] = {
     "generate": generate,
+    "pack": pack,
+    "unpack": unpack,
     "build": build,
     "engines": engines,
     "schedulers": schedulers,

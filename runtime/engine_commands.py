@@ -120,7 +120,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[Job, Sequence[Profile]]
             if name not in parts:
                 raise UnknownName("component", name, parts)
             part = parts[name]
-            yield Job.of(bundle.path / part.model, part.spec, part.precision), part.profiles
+            yield Job.of(bundle.folder / part.model, part.spec, part.precision), part.profiles
 
 
 def _timing_cache(tensorrt: TensorRT) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 from edgediffusion.engines.base import Engine
 from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.onnx_file import read_onnx
+from edgediffusion.engines.packed import File
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
 
 from .families import FAMILIES
@@ -66,13 +67,13 @@ def describe(folder: Path) -> Manifest:
     )
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """What `folder` says of itself, or what its graphs say.
+def read_manifest(folder: File) -> Manifest:
+    """What `folder`, which may be packed, says of itself, or what its graphs say.
 
     Raises:
         BundleError: see `Manifest.read` and `describe`.
     """
-    return describe(folder) if is_foreign(folder) else Manifest.read(folder)
+    return describe(folder) if isinstance(folder, Path) and is_foreign(folder) else Manifest.read(folder)
 
 
 def _loosened(spec: GraphSpec) -> GraphSpec:

@@ -257,7 +257,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_false",
         help="leave out that of the model, which makes what it flags black",
     )
-    add("--bundle", type=Path, metavar="DIR", help="the folder of the model; default: the built-in one")
+    add("--bundle", type=Path, metavar="DIR", help="the folder or pack of the model; default: the built-in one")
     add("--profile", action="store_true", help="print what the time went to, from the start of the process")
     add_backend(parser)
     options = parser.parse_args(arguments)

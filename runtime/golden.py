@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.packed import File
 from edgediffusion.engines.spec import Array, GraphSpec
 
 from .bundle import Bundle
@@ -114,7 +114,7 @@ def _tile(array: Array, shape: tuple[int | str, ...]) -> Array:
     return array
 
 
-def read_golden(path: Path) -> Golden:
+def read_golden(path: File) -> Golden:
     """Read a safetensors file of inputs and outputs.
 
     Raises:

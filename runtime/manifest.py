@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.packed import File
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 
 MANIFEST = "edgediffusion.json"
@@ -164,7 +165,7 @@ class Manifest:
         return json.dumps({"schema": SCHEMA} | record, indent=2) + "\n"
 
     @classmethod
-    def read(cls, bundle: Path) -> Manifest:
+    def read(cls, bundle: File) -> Manifest:
         """Read the manifest of the folder `bundle`.
 
         Raises:
@@ -177,7 +178,7 @@ class Manifest:
             raise BundleError(
                 f"{bundle}: no bundle here, {MANIFEST} is missing; write one with: edgediffusion export SOURCE {bundle}"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from None
         try:
             schema = record.pop("schema")
@@ -199,6 +200,14 @@ class Manifest:
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise BundleError(f"{path}: not a valid manifest ({error!r}); export the bundle again") from None
+
+
+def inside(bundle: File, name: str) -> File:
+    """`bundle / name`; BundleError where that could lead elsewhere on any system."""
+    windows = PureWindowsPath(name)
+    if windows.drive or windows.root or "\\" in name or ".." in PurePosixPath(name).parts:
+        raise BundleError(f"{bundle}: the manifest names {name!r}, which is outside the bundle; do not use this bundle")
+    return bundle / name
 
 
 def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:

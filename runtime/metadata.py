@@ -254,7 +254,7 @@ def read_parameters(path: Path) -> Parameters:
         if key in texts:
             try:
                 return parse(texts[key])
-            except (AttributeError, TypeError, ValueError) as error:
+            except (AttributeError, RecursionError, TypeError, ValueError) as error:
                 raise UsageError(f"{path}: parameters that cannot be understood ({error})") from None
     raise UsageError(f"{path}: no parameters in this picture, neither ours nor those of a web UI")
 

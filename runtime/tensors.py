@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgediffusion.engines.packed import File, size_of
 from edgediffusion.engines.spec import Array
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -19,23 +19,31 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def read_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, str], dict[str, Array]]:
+def read_tensors(path: File, names: Collection[str] | None = None) -> tuple[dict[str, str], dict[str, Array]]:
     """The metadata of the file, and its arrays, or those of them that are in `names`. bfloat16 becomes float32.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not such a file, or has an array of another type.
+        ValueError: it is not such a file, or has an array of another type.
     """
+    size = size_of(path)
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-        metadata = header.pop("__metadata__", {})
-        arrays = {}
-        for name, entry in header.items():
-            if names is None or name in names:
-                first, last = entry["data_offsets"]
-                file.seek(start + first)
-                raw = np.frombuffer(file.read(last - first), _DTYPES[entry["dtype"]])
-                arrays[name] = _widened(raw, entry["dtype"]).reshape(entry["shape"])
+        if start > size:
+            raise ValueError(f"a header of {start - 8} bytes in a file of {size}")
+        try:
+            header = json.loads(file.read(start - 8))
+            metadata = dict(header.pop("__metadata__", {}))
+            arrays = {}
+            for name, entry in header.items():
+                if names is None or name in names:
+                    first, last = entry["data_offsets"]
+                    if not 0 <= first <= last <= size - start:
+                        raise ValueError(f"{name} from {first} to {last} of {size - start} bytes")
+                    file.seek(start + first)
+                    raw = np.frombuffer(file.read(last - first), _DTYPES[entry["dtype"]])
+                    arrays[name] = _widened(raw, entry["dtype"]).reshape(entry["shape"])
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError) as error:
+            raise ValueError(f"a header that cannot be read ({error!r})") from None
     return metadata, arrays
 
 

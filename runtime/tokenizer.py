@@ -6,13 +6,13 @@ import itertools
 import json
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.packed import File
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer
@@ -40,7 +40,7 @@ class ClipTokenizer:
     `length` is how many ids a text encoder reads, 77; `comma` is the id of a comma by itself, None where there is none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: File) -> None:
         """Read `folder`: tokenizer.json, or else vocab.json and merges.txt; tokenizer_config.json and the like.
 
         Raises:
@@ -105,13 +105,13 @@ def _words_of_several(tokenizer: Tokenizer) -> dict[str, str]:
     return several
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: File) -> dict[str, Any]:
     """As transformers merges them: special_tokens_map.json counts where the newer added_tokens_decoder is missing."""
     config = _read_json(folder / "tokenizer_config.json")
     return config if "added_tokens_decoder" in config else config | _read_json(folder / "special_tokens_map.json")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: File) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
@@ -119,28 +119,29 @@ def _content(token: Token) -> str:
     return token if isinstance(token, str) else str(token["content"])
 
 
-def _load(folder: Path) -> Tokenizer | None:
+def _load(folder: File) -> Tokenizer | None:
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _build(folder: Path, special: dict[str, Token], added: dict[str, Token]) -> Tokenizer:
+def _build(folder: File, special: dict[str, Token], added: dict[str, Token]) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocab.exists() and merges.exists()):
         raise BundleError(f"{folder}: neither tokenizer.json nor vocab.json and merges.txt; export the bundle again")
+    lines = merges.read_text(encoding="utf-8").split("\n")
+    pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines[1:]) if right]
+    unknown = _content(special["unk_token"])
     tokenizer = Tokenizer(
-        models.BPE.from_file(
-            str(vocab), str(merges), unk_token=_content(special["unk_token"]), end_of_word_suffix="</w>"
-        )
+        models.BPE(_read_json(vocab), pairs, unk_token=unknown, end_of_word_suffix="</w>")  # merges: after "#version"
     )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

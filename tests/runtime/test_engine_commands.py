@@ -249,7 +249,7 @@ def test_generate_shows_what_it_builds(fake: FakeTensorRT, monkeypatch: pytest.M
 
 
 def test_a_report_says_what_it_was_made_on(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:
-    options = argparse.Namespace(bundle=BUILTIN, backend="tensorrt", device="auto", build=True, json=False)
+    options = argparse.Namespace(bundle=BUILTIN, backend="tensorrt", device="auto", build=True, trust=None, json=False)
     check = Check(component="unet", output="out_sample", error=1e-6, tolerance=1e-4, sample="golden")
     assert report_checks(options, lambda bundle: [check]) == 0
     shown = capsys.readouterr().out

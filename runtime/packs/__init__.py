@@ -1,0 +1,1 @@
+"""Packs: a bundle as one file, to be sent, checked and run."""

@@ -1,0 +1,132 @@
+"""A pack to a folder. The manifest is written last: until then there is no bundle, and the same command goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgediffusion.engines.errors import BundleError, UsageError
+from edgediffusion.engines.files import PARTIAL, alone, replacing, sha256_of
+from edgediffusion.engines.packed import File, Packed
+
+from ..manifest import MANIFEST, FileRecord
+from .read import Pack, is_pack, open_pack
+
+_LOCK = ".edgediffusion-unpack.lock"
+_PIECE = 1 << 20
+
+
+def unpack(pack: Pack, folder: Path, base: Path | None = None) -> list[str]:
+    """Write the bundle to `folder`, and return the names of the files that were not there yet.
+
+    What an earlier call had finished stays, and in a bundle that is the pack's, files that are missing or damaged are
+    written again. `base` has what a delta leaves out: a pack, or a folder that one was unpacked to.
+
+    Raises:
+        BundleError: a file is not as it was packed, or is neither here nor in `base`; what is there does not open.
+        UsageError: something else is in `folder`, or it cannot be written.
+    """
+    if pack.missing and base is None:
+        raise BundleError(
+            f"{pack.path}: a delta, which leaves {len(pack.missing)} of {len(pack.record.files)} files "
+            "to the pack that it was made against; name that with --base"
+        )
+    sources: dict[str, File] = dict.fromkeys(pack.record.files, pack.root)
+    sources |= dict.fromkeys(pack.missing, _root(base) if base is not None else pack.root)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder / _LOCK):
+            return list(_fill(pack, folder, sources))
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be written: {error.strerror or error}; the same command goes on where this one stopped"
+        ) from None
+
+
+def _root(base: Path) -> File:
+    return open_pack(base).root if is_pack(base) else base
+
+
+def _fill(pack: Pack, folder: Path, sources: dict[str, File]) -> Iterator[str]:
+    files = pack.record.files
+    for left in folder.rglob(f"*{PARTIAL}"):  # by one that was killed: the lock is ours
+        left.unlink()
+    ours = _holds(folder / MANIFEST, files[MANIFEST])
+    _check_folder(folder, pack)
+    wanted = [name for name in files if not _holds(folder / name, files[name])]
+    if not ours and (other := next((name for name in wanted if (folder / name).exists()), None)) is not None:
+        raise UsageError(f"{folder / other}: is there already, and not as in {pack.path}; choose another folder")
+    needed, free = sum(files[name].bytes for name in wanted), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UsageError(
+            f"{folder}: {free >> 20} MiB free, {pack.path} takes {needed >> 20} more; choose another place"
+        )
+    for name in sorted(wanted, key=MANIFEST.__eq__):
+        _copy(sources[name], name, files[name], folder / name)
+        yield name
+
+
+def _check_folder(folder: Path, pack: Pack) -> None:
+    """Nothing that the pack does not have, and no links, through which it would write elsewhere."""
+    files = {folder / name for name in pack.record.files}
+    folders = {parent for file in files for parent in file.parents}
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise UsageError(f"{path}: is a link; choose another folder")
+        if path not in files and path not in folders and path.name != _LOCK:
+            raise UsageError(f"{path}: is there already, and not in {pack.path}; choose another folder")
+
+
+def _holds(path: Path, record: FileRecord) -> bool:
+    try:
+        return path.stat().st_size == record.bytes and sha256_of(path) == record.sha256
+    except OSError:
+        return False
+
+
+def _copy(source: File, name: str, record: FileRecord, target: Path) -> None:
+    """Nothing is written beyond the size that was declared."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    found, left = hashlib.sha256(), record.bytes
+    with replacing(target) as partial:
+        try:
+            original = (source / name).open("rb")
+        except FileNotFoundError:
+            raise BundleError(f"{source}: lacks {name}; name the pack that this one was made against") from None
+        with original, partial.open("wb") as file:
+            while left and (piece := original.read(min(left, _PIECE))):
+                found.update(piece)
+                file.write(piece)
+                left -= len(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        if left or found.hexdigest() != record.sha256:
+            whose = (
+                "copy the pack again" if isinstance(source, Packed) else "name the pack that this one was made against"
+            )
+            raise BundleError(f"{source}/{name}: altered, or of another model; {whose}")
+
+
+def unpacked(path: Path) -> Path:
+    """The folder in the user's cache that the pack `path` was unpacked to, or is now: for backends that want files.
+
+    Raises:
+        BundleError, UsageError: see `open_pack` and `unpack`.
+    """
+    import platformdirs
+
+    pack = open_pack(path)
+    folder = platformdirs.user_cache_path("edgediffusion") / "packs" / pack.digest[:32]
+    if not all(_has_size(folder / name, record) for name, record in pack.record.files.items()):
+        unpack(pack, folder)
+    return folder
+
+
+def _has_size(path: Path, record: FileRecord) -> bool:
+    try:
+        return path.stat().st_size == record.bytes
+    except OSError:
+        return False
