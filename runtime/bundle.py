@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class _Opening:
-    """An engine under way: `verified` is done when its files are known to be those of the manifest."""
+    """An engine under way: `verified` is done when its weights are known to be those of the manifest."""
 
     engine: Future[Engine]
     verified: Future[None]
@@ -180,12 +180,10 @@ class Bundle:
         if variant is not None and variant not in component.variants:
             raise UnknownName(f"variant of {name}", variant, component.variants)
         graph = component if variant is None else component.variants[variant]
-        dialects = [dialect.model for dialect in graph.dialects.values()]
-        heavy = (graph.model, *dialects, component.weights)
-        files = {self.path / file: self.manifest.files[file] for file in heavy}
+        weights = {self.path / component.weights: self.manifest.files[component.weights]}
         opening = _Opening(
             self._pool.submit(self._measured, f"open {name}", self._open_engine, graph, component),
-            self._pool.submit(self._measured, f"digest {name}", _check_digests, files),
+            self._pool.submit(self._measured, f"digest {name}", _check_digests, weights),
         )
         self._openings[name, variant] = opening
         return opening
@@ -199,6 +197,10 @@ class Bundle:
         if "int8" in component.weights_dtype and not _fits_widened(self.manifest.files[component.weights].bytes):
             dialects.pop("cpu", None)
         records = self.manifest.files.items()
+        graphs = (graph.model, *(dialect.model for dialect in graph.dialects.values()))
+        _check_digests(
+            {self.path / file: self.manifest.files[file] for file in graphs}
+        )  # parsers are not for any bytes
         engine = open_engine(
             self.path / graph.model,
             graph.spec,

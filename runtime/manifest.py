@@ -14,8 +14,11 @@ from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.packed import File
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 
+from .typed import check_types
+
 MANIFEST = "edgediffusion.json"
 SCHEMA = 4
+_DTYPES = {"float32", "float16", "float64", "int32", "int64", "bool"}
 
 
 def graph_name(component: str, variant: str | None) -> str:
@@ -189,7 +192,7 @@ class Manifest:
             if schema == 1:
                 record = _from_schema_1(record)
             static, latent_rgb = record.get("static"), record.get("latent_rgb")
-            return cls(
+            manifest = cls(
                 **record
                 | {
                     "static": None if static is None else Static(**static),
@@ -198,7 +201,11 @@ class Manifest:
                     "files": {name: FileRecord(**file) for name, file in record["files"].items()},
                 }
             )
-        except (AttributeError, KeyError, TypeError) as error:
+            check_types(manifest, "manifest")
+            return manifest
+        except BundleError:
+            raise
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise BundleError(f"{path}: not a valid manifest ({error!r}); export the bundle again") from None
 
 
@@ -241,4 +248,7 @@ def _parse_dialect(record: dict[str, Any]) -> Dialect:
 
 
 def _tensors(records: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(r["name"], r["dtype"], tuple(r["shape"])) for r in records)
+    specs = tuple(TensorSpec(r["name"], r["dtype"], tuple(r["shape"])) for r in records)
+    if bad := [spec for spec in specs if spec.dtype not in _DTYPES]:
+        raise ValueError(f"{bad[0].name} has dtype {bad[0].dtype!r}")
+    return specs

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgediffusion.engines.errors import UsageError
 
+from .typed import check_types
+
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
     from PIL.PngImagePlugin import PngInfo
@@ -184,7 +186,9 @@ class Parameters:
         """
         record: dict[str, Any] = json.loads(text)
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in record.items() if key in names})
+        parameters = cls(**{key: value for key, value in record.items() if key in names})
+        check_types(parameters, "parameters")
+        return parameters
 
 
 def save(image: Image, path: Path, parameters: Parameters, **options: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from edgediffusion.engines.errors import BundleError
 
 from ..manifest import FileRecord
+from ..typed import check_types
 
 RECORD, SIGNATURE = "edgediffusion-pack.json", "edgediffusion-pack.sig"
 SCHEMA = 1
@@ -48,20 +49,17 @@ def parse_record(content: bytes, pack: object) -> PackRecord:
             raise BundleError(
                 f"{pack}: schema {schema}, this version reads {SCHEMA}; pip install --upgrade edgediffusion"
             )
-        files = {name: _file(**file) for name, file in record.pop("files").items()}
+        files = {name: FileRecord(**file) for name, file in record.pop("files").items()}
         parsed = PackRecord(files=files, **record)
+        check_types(parsed, "pack")
+        if bad := [name for name, file in files.items() if file.bytes < 0 or file.sha256 is None]:
+            raise ValueError(f"{bad[0]} has no size or digest")
     except BundleError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise BundleError(f"{pack}: {RECORD} cannot be read ({error!r}); copy the pack again") from None
     check_names(parsed.files, pack)
     return parsed
-
-
-def _file(*, bytes: int, sha256: str) -> FileRecord:
-    if type(bytes) is not int or bytes < 0 or type(sha256) is not str:
-        raise ValueError(f"size {bytes!r} and digest {sha256!r}")
-    return FileRecord(bytes=bytes, sha256=sha256)
 
 
 def digest(content: bytes) -> str:

@@ -1,0 +1,45 @@
+"""Whether what JSON gave for a dataclass is of the types that it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def check_types(value: object, name: str) -> None:
+    """See that the fields of the dataclass `value` are of their types, all the way down; a whole number is a float too.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for field, hint in _hints(type(value)).items():
+        if not _fits(getattr(value, field), hint, f"{name}.{field}"):
+            raise TypeError(f"{name}.{field} is {getattr(value, field)!r:.60}")
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _fits(value: object, hint: Any, name: str) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option, name) for option in arguments)
+    if origin in (tuple, Sequence):
+        return isinstance(value, (tuple, list)) and all(_fits(part, arguments[0], name) for part in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(key, arguments[0], name) and _fits(part, arguments[1], f"{name}.{key}") for key, part in value.items()
+        )
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    if not isinstance(value, hint):
+        return False
+    if dataclasses.is_dataclass(value):
+        check_types(value, name)
+    return True
