@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
-def check_types(value: object, name: str) -> None:
+def check_types(value: Any, name: str) -> None:
     """See that the fields of the dataclass `value` are of their types, all the way down; a whole number is a float too.
 
     Raises:
