@@ -15,7 +15,8 @@ def check_types(value: Any, name: str) -> None:
     Raises:
         TypeError: one is not.
     """
-    for field, hint in _hints(type(value)).items():
+    kind: Any = type(value)
+    for field, hint in _hints(kind).items():
         if not _fits(getattr(value, field), hint, f"{name}.{field}"):
             raise TypeError(f"{name}.{field} is {getattr(value, field)!r:.60}")
 

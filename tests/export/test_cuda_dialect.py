@@ -13,7 +13,9 @@ from onnx import helper, numpy_helper, parser
 from onnx.external_data_helper import load_external_data_for_model
 
 from edgediffusion.engines.errors import ExportError
+from edgediffusion.engines.onnx_relocate import loadable
 from edgediffusion.engines.ort_cuda import give_turned
+from edgediffusion.engines.packed import Packed
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
 from edgediffusion.export import dialect as dialect_module
 from edgediffusion.export.dialect import write_dialects
@@ -178,3 +180,14 @@ def test_kernels_are_turned_when_the_graph_is_opened(tmp_path: Path) -> None:
     del kept
     (y,) = session.run(None, {"x": np.ones((5, 3, 2, 4), np.float16)})
     assert np.array_equal(y, kernel.transpose(0, 2, 3, 1) + 1)
+
+    contents = {name: (tmp_path / name).read_bytes() for name in ("model.onnx", "w.safetensors")}
+    (tmp_path / "model.edz").write_bytes(b"".join(contents.values()))
+    members = {f"unet/{name}": memoryview(content) for name, content in contents.items()}
+    offsets = {"unet/w.safetensors": len(contents["model.onnx"])}
+    packed = Packed(tmp_path / "model.edz", members, offsets, "unet/model.onnx")
+    options = onnxruntime.SessionOptions()
+    kept = give_turned(packed, options)
+    session = onnxruntime.InferenceSession(loadable(packed, options), options)
+    del kept
+    assert np.array_equal(session.run(None, {"x": np.ones((5, 3, 2, 4), np.float16)})[0], y)
