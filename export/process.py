@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
@@ -15,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from edgediffusion.engines.errors import ExportError
+from edgediffusion.runtime.doctor import peak_memory
 
 # What a child would spend its first seconds importing. A fork server imports it once, and never runs any of it.
 PRELOAD = ["edgediffusion.export.stage", "torch._dynamo", "torch.onnx._internal.exporter._core"]
@@ -98,7 +98,7 @@ def _call(sender: Connection, function: Callable[[], object]) -> None:
         except Exception:  # some libraries' exceptions cannot be
             error = RuntimeError(repr(raised))
     with contextlib.suppress(BrokenPipeError):
-        sender.send((error, _peak_memory()))
+        sender.send((error, peak_memory()))
 
 
 def _follow_parent() -> None:
@@ -106,12 +106,3 @@ def _follow_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _peak_memory() -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

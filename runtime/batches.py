@@ -133,6 +133,8 @@ def _largest(run: Run) -> int:
         return limit
     if run.batch_size is None or run.num_images == 1 or run.pipeline.bundle.builds_engines:
         return run.num_images
+    if run.pipeline.bundle.low_memory:
+        return 1
     return run.pipeline.room.fitting(run)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,16 +42,26 @@ class Bundle:
     """Opens engines on demand and frees them. A context manager: leaving it frees all."""
 
     def __init__(
-        self, path: File, manifest: Manifest, family: Family, backend: str, device: str, building: Building
+        self,
+        path: File,
+        manifest: Manifest,
+        family: Family,
+        backend: str,
+        device: str,
+        building: Building,
+        *,
+        low_memory: bool,
     ) -> None:
         self.path = path
         self.manifest = manifest
         self.family = family
+        self.low_memory = low_memory
         self._backend = backend
         self._device = device
         self._building = building
         self._pool = ThreadPoolExecutor(2 * len(manifest.graphs), "edgediffusion")
         self._openings: dict[tuple[str, str | None], _Opening] = {}  # by component and variant
+        self._users: Counter[str] = Counter()  # blocks that need a component, see `using`
         self._closed = False
         self._lock = threading.RLock()
         self.timings = Timings()
@@ -64,6 +76,7 @@ class Bundle:
         device: str = "auto",
         build: bool = True,
         reports: Reports = silent,
+        low_memory: bool = False,
     ) -> Bundle:
         """Check the folder or pack `path`: its manifest, that every file is there in full, digests of the small ones.
 
@@ -71,6 +84,7 @@ class Bundle:
         A folder without a manifest that optimum exported is described from its graphs.
         `build` says whether a backend that needs engines of its own may build those that are lacking; of each that is
         built, what `reports` makes for its name is told the fraction that is done.
+        With `low_memory` no engine is opened before it is needed, and none is kept, see `using`.
 
         Raises:
             BundleError: there is no bundle, a file is missing, truncated or altered, or it is of a newer version.
@@ -89,7 +103,9 @@ class Bundle:
         heavy = {file for graph in manifest.graphs.values() for file in graph.files}
         for name in manifest.files.keys() - heavy:
             _check_digest(root / name, manifest.files[name])
-        return cls(root, manifest, family, backend, device, Building(allowed=build, reports=reports))
+        return cls(
+            root, manifest, family, backend, device, Building(allowed=build, reports=reports), low_memory=low_memory
+        )
 
     @property
     def builds_engines(self) -> bool:
@@ -123,12 +139,14 @@ class Bundle:
     def prefetch(self, *names: str) -> None:
         """Begin to open the engines of these components in threads, and to digest their files in others.
 
+        Not with `low_memory`.
+
         Raises:
             UnknownName: the bundle has no such component.
             UsageError: the bundle is closed.
         """
         for name in names:
-            if name not in self.engines:
+            if name not in self.engines and not self.low_memory:
                 self._open(name, None)
 
     def engine(self, name: str, variant: str | None = None) -> Engine:
@@ -164,6 +182,19 @@ class Bundle:
         for key in [key for key in self._openings if key[0] in names]:
             if (opening := self._openings.pop(key)).engine.exception() is None:
                 opening.engine.result().close()
+
+    @contextmanager
+    def using(self, *names: str) -> Iterator[None]:
+        """A block that needs these components. With `low_memory` they are freed after the last such block."""
+        with self._lock:
+            self._users.update(names)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users.subtract(names)
+                if self.low_memory:
+                    self.release(*(name for name in names if not self._users[name]))
 
     def _open(self, name: str, variant: str | None) -> _Opening:
         with self._lock:

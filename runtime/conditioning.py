@@ -31,7 +31,8 @@ def encode_texts(run: Run) -> dict[int, TextEmbeds]:
 
     The arrays are (2, 1 or num_images, ...): of the negative prompts and of the prompts.
     """
-    return {step: _encode(run, step) for step in prompt_steps(run)}
+    with run.pipeline.bundle.using(*run.pipeline.tokenizers):
+        return {step: _encode(run, step) for step in prompt_steps(run)}
 
 
 def prompt_steps(run: Run) -> list[int]:

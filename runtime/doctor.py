@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,3 +85,16 @@ def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys
 def resident_memory(statm: Path = Path("/proc/self/statm")) -> int:
     """Bytes that this process has now; the system must be one where `free_memory` is not None."""
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory(status: Path = Path("/proc/self/status")) -> int | None:
+    """The most bytes that this process had at a time; None where the system does not say."""
+    if status.exists():  # what getrusage says on Linux can be the peak of the process that started this one
+        match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        return None if match is None else int(match[1]) << 10
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -48,6 +48,7 @@ def generate(arguments: Sequence[str]) -> int:
     path = default_path(name) if options.output is None else options.output
     output = Output(path, several=options.num_images > 1, force=options.force)
 
+    from .doctor import peak_memory
     from .pipeline import Pipeline
     from .progress import bars
     from .repeat import warn_of_another_model
@@ -58,7 +59,11 @@ def generate(arguments: Sequence[str]) -> int:
     with ExitStack() as stack:
         shown = stack.enter_context(bars())
         load = functools.partial(
-            Pipeline.load, **opening(options), reports=shown.building, safety_checker=options.safety_checker
+            Pipeline.load,
+            **opening(options),
+            reports=shown.building,
+            safety_checker=options.safety_checker,
+            low_memory=options.low_memory,
         )
         pipeline = stack.enter_context(load())
         watcher = _watcher(options, pipeline, shown, screen)
@@ -79,6 +84,8 @@ def generate(arguments: Sequence[str]) -> int:
             print_line(line)
         if options.profile:
             sys.stderr.writelines(f"{line}\n" for line in pipeline.bundle.timings.lines())
+        if options.low_memory and (peak := peak_memory()) is not None:
+            sys.stderr.write(f"peak memory: {peak / 1e6:.0f} MB\n")
     return 0
 
 
@@ -258,6 +265,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="leave out that of the model, which makes what it flags black",
     )
     add("--bundle", type=Path, metavar="DIR", help="the folder or pack of the model; default: the built-in one")
+    add(
+        "--low-memory",
+        action="store_true",
+        help="load each network when it is needed and free it after that, draw one at a time; print the peak",
+    )
     add("--profile", action="store_true", help="print what the time went to, from the start of the process")
     add_backend(parser)
     options = parser.parse_args(arguments)

@@ -37,7 +37,7 @@ class Pipeline:
     """Text to image with one model. A context manager: leaving it frees the engines."""
 
     def __init__(self, bundle: Bundle, *, safety_checker: bool = True) -> None:
-        """Take over `bundle` and open its engines, all at once; for the rest see `load`."""
+        """Take over `bundle` and open its engines, all at once, unless it has `low_memory`; for the rest see `load`."""
         family = bundle.family
         folders = {part.folder: part.tokenizer for part in family.components if part.tokenizer is not None}
         self.controlnets = sorted(name for name in bundle.manifest.graphs if name.startswith("controlnet"))
@@ -57,7 +57,7 @@ class Pipeline:
         vae = bundle.config("vae_decoder/config.json")
         self.has_tiny_vae = vae.get("_class_name") == "AutoencoderTiny"
         self.latent_space = LatentSpace.from_configs(bundle.config("unet/config.json"), vae)
-        for name in components:
+        for name in [] if bundle.low_memory else components:
             bundle.engine(name)
 
     @classmethod
@@ -69,6 +69,7 @@ class Pipeline:
         device: str = "auto",
         build: bool = True,
         reports: Reports = silent,
+        low_memory: bool = False,
         safety_checker: bool = True,
         engines: Mapping[str, Engine] | None = None,
     ) -> Pipeline:
@@ -76,6 +77,7 @@ class Pipeline:
 
         With `safety_checker` finished pictures are looked at by that of the bundle, if it has one, and those that it
         flags are black, see `safety`. Previews and what `decode` gives are not.
+        With `low_memory` each engine is opened when it is needed and freed after that: in each run, and in each batch.
         `engines` are some of its graphs, opened by the caller, who closes them: "unet", or "unet.controlnet" for that
         which takes what ControlNets give. Several pipelines, each in a thread of its own, may share them.
 
@@ -85,7 +87,9 @@ class Pipeline:
             BackendUnavailable: the backend or device does not work here.
         """
         folder = BUILTIN if bundle is None else bundle
-        opened = Bundle.open(folder, backend=backend, device=device, build=build, reports=reports)
+        opened = Bundle.open(
+            folder, backend=backend, device=device, build=build, reports=reports, low_memory=low_memory
+        )
         try:
             opened.use(engines or {})
             return cls(opened, safety_checker=safety_checker)
@@ -184,14 +188,17 @@ class Pipeline:
         return np.concatenate([*self._each("vae_encoder", sample, tiling)])
 
     def _each(self, name: str, source: F32, tiling: bool) -> Iterator[F32]:
-        engine = self.bundle.engine(name)
+        with self.bundle.using(name):
+            yield from self._through(self.bundle.engine(name), source, tiling, decodes=name == "vae_decoder")
+
+    def _through(self, engine: Engine, source: F32, tiling: bool, *, decodes: bool) -> Iterator[F32]:
         (entry,) = (tensor.name for tensor in engine.spec.inputs)
         pictures = (source[k : k + 1] for k in range(len(source)))
         if not tiling:
             yield from (outputs.popitem()[1] for outputs in engine.each({entry: picture} for picture in pictures))
             return
         steps = (1, self.latent_space.pixels_per_latent)
-        source_step, result_step = steps if name == "vae_decoder" else steps[::-1]
+        source_step, result_step = steps if decodes else steps[::-1]
         for picture in pictures:
             yield in_tiles(lambda x: engine({entry: x}).popitem()[1], picture, TILE, source_step, result_step)
 

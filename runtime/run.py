@@ -166,7 +166,7 @@ class Run:
         yield from dataclasses.replace(then, latents=step.latents, **carried)
 
     def _denoise(self) -> Iterator[Step]:
-        unet = self.pipeline.unet(controlled=bool(self.control_images))
+        bundle, controlled = self.pipeline.bundle, bool(self.control_images)
         noise: NoiseSource = NOISES[self.noise](self.seed, self.num_images)
         start = self.task.begin(self, noise)
         if find_sampler(self.scheduler).brownian and self.noise in BROWNIAN:
@@ -175,25 +175,29 @@ class Run:
 
         def denoiser(phase: tuple[int, bool]) -> Denoiser:
             step, guided = phase
+            unet = self.pipeline.unet(controlled=controlled)
             guidance = self.task.guidance(self) if guided else NO_GUIDANCE
             constants = condition(self, texts[step], unet.spec, guidance)
             channels = None if start.channels is None else guidance.channels(start.channels)
-            controlnets = bind_controlnets(self, guidance, constants) if self.control_images else []
+            controlnets = bind_controlnets(self, guidance, constants) if controlled else []
             return Denoiser(unet.bind(constants), guidance, channels, controlnets)
 
         def phase(i: int) -> tuple[int, bool]:
             return max(step for step in texts if step <= self.step_of(i)), self.is_guided(self.step_of(i))
 
-        predict = in_phases(denoiser, phase)
-        return denoise(
-            predict,
-            self.tables,
-            start.latents,
-            noise,
-            start=self.first_call,
-            stop=self.stop,
-            after_step=start.after_step,
-        )
+        def steps() -> Iterator[Step]:
+            with bundle.using("unet", *(self.pipeline.controlnets if controlled else ())):
+                yield from denoise(
+                    in_phases(denoiser, phase),
+                    self.tables,
+                    start.latents,
+                    noise,
+                    start=self.first_call,
+                    stop=self.stop,
+                    after_step=start.after_step,
+                )
+
+        return steps()
 
     def is_guided(self, step: int) -> bool:
         """Whether a step is in the guidance interval."""
@@ -215,7 +219,10 @@ class Run:
         pipeline = self.pipeline if self.then is None else self.then.pipeline
         decoded = pipeline.decode(latents, tiling=self.vae_tiling)
         pictures = [GeneratedImage(image, self.parameters(k)) for k, image in enumerate(decoded)]
-        return check_safety(self.pipeline, pictures) if self.pipeline.safety_checker else pictures
+        if not self.pipeline.safety_checker:
+            return pictures
+        with self.pipeline.bundle.using("safety_checker"):
+            return check_safety(self.pipeline, pictures)
 
     def preview(self, step: Step) -> list[Image]:
         """Rough pictures of what the UNet takes for the pictures at a step, see `Pipeline.preview`."""

@@ -36,11 +36,14 @@ def clip_scores(pipeline: Pipeline, prompt: str, images: Sequence[Image]) -> lis
     if "image_encoder" not in pipeline.bundle.manifest.graphs:
         raise UsageError("this model has no image_encoder, which scores pictures; leave --best-of out")
     name, tokenizer = list(pipeline.tokenizers.items())[-1]
-    encoded = pipeline.bundle.engine(name)({"input_ids": tokenizer([plain(prompt)])})
+    with pipeline.bundle.using(name):
+        encoded = pipeline.bundle.engine(name)({"input_ids": tokenizer([plain(prompt)])})
     text = encoded["text_embeds"] if "text_embeds" in encoded else encoded["pooler_output"]
-    encoder = pipeline.bundle.engine("image_encoder")
-    pixels = pixel_values(pipeline, images, encoder.spec.inputs[0].shape)
-    embeds = np.concatenate([encoder({"pixel_values": pixels[k : k + 1]})["image_embeds"] for k in range(len(pixels))])
+    with pipeline.bundle.using("image_encoder"):
+        encoder = pipeline.bundle.engine("image_encoder")
+        pixels = pixel_values(pipeline, images, encoder.spec.inputs[0].shape)
+        each = [encoder({"pixel_values": pixels[k : k + 1]})["image_embeds"] for k in range(len(pixels))]
+    embeds = np.concatenate(each)
     if embeds.shape[-1] != text.shape[-1]:
         raise UsageError(
             f"image_encoder of width {embeds.shape[-1]}, {name} of width {text.shape[-1]}: they were not trained "

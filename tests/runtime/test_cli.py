@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -256,6 +257,13 @@ def test_what_the_time_went_to(bundle: str, capsys: Capture) -> None:
     assert parts[0] == "start of Python, imports, small files"
     assert {"open unet", "digest unet", "open text_encoder"} < set(parts)
     assert parts[-6:] == ["text encoder", "step 1", "step 2", "steps 3 to 4", "VAE decoder", "write the file"]
+
+
+def test_low_memory_prints_the_peak(bundle: str, capsys: Capture) -> None:
+    assert main(["generate", "x", "--bundle", bundle, "-o", "a.png", "--low-memory"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "a.png\n"
+    assert re.fullmatch(r"peak memory: \d+ MB\n", err)
 
 
 # inspect

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgediffusion.runtime.doctor import examine, free_memory
+from edgediffusion.runtime.doctor import examine, free_memory, peak_memory
 
 X86 = """processor\t: 0
 model name\t: A Processor @ 2.60GHz
@@ -66,3 +66,17 @@ def test_free_memory_of_a_container(limit: str, free: int, tmp_path: Path) -> No
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
     assert free_memory(tmp_path / "meminfo", tmp_path) == free
     assert free_memory(tmp_path / "none", tmp_path) is None
+
+
+def test_the_peak_is_what_was_held_and_given_back(tmp_path: Path) -> None:
+    before = peak_memory()
+    assert before is not None
+    held = np.ones(before // 4, np.float64)  # 2 times the peak
+    del held
+    after = peak_memory()
+    assert after is not None
+    assert before < after < 4 * before + (64 << 20)
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  2048 kB\n")
+    assert peak_memory(tmp_path / "status") == 2 << 20
+    (tmp_path / "status").write_text("Name:\tpython\n")
+    assert peak_memory(tmp_path / "status") is None

@@ -341,3 +341,41 @@ def test_engines_that_the_caller_opened(bundle_path: Path, opened: Opened) -> No
         np.testing.assert_array_equal(pixels(own("a red apple", seed=0)), expected)
         with pytest.raises(UnknownName, match="unknown graph 'u-net'; known: text_encoder, unet, "):
             Pipeline.load(bundle_path, engines={"u-net": engines["unet"]})
+
+
+def test_low_memory_holds_the_networks_of_one_stage_at_a_time(bundle_path: Path, opened: Opened) -> None:
+    usual = Pipeline.load(bundle_path)("a red apple", seed=0)
+    with Pipeline.load(bundle_path, low_memory=True) as pipeline:
+        opened.names.clear()
+        opened.engines.clear()
+        run = pipeline.steps("a red apple", seed=0)
+        assert opened.names == []
+        latents = [(step.latents, alive(opened)) for step in run]
+        assert {name for _, names in latents for name in names} == {"unet"}
+        assert np.array_equal(np.asarray(run.images(latents[-1][0])[0].image), np.asarray(usual[0].image))
+        assert opened.names == ["text_encoder", "unet", "vae_decoder"]
+        assert alive(opened) == set()
+
+
+def test_low_memory_keeps_what_another_run_still_needs(bundle_path: Path, opened: Opened) -> None:
+    with Pipeline.load(bundle_path, low_memory=True) as pipeline:
+        first, second = (iter(pipeline.steps("a red apple", seed=0)) for _ in range(2))
+        next(first)
+        next(second)
+        del second
+        next(first)
+        assert alive(opened) == {"unet"}
+        assert opened.names.count("unet") == 1
+        del first
+        assert alive(opened) == set()
+
+
+def test_low_memory_draws_one_at_a_time(bundle_path: Path, opened: Opened) -> None:
+    with Pipeline.load(bundle_path, low_memory=True) as pipeline:
+        pipeline("a red apple", seed=0, num_images=2, batch_size="auto", num_inference_steps=1)
+        assert [feeds["sample"].shape[0] for name, feeds in opened.calls if name == "unet"] == [2, 2]
+
+
+def alive(opened: Opened) -> set[str]:
+    """The engines that were not closed."""
+    return {name for name, engine in opened.engines.items() if engine._run is not None}
