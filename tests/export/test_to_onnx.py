@@ -69,7 +69,8 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.linear(x).chunk(2, dim=-1)
-        return left * nn.functional.gelu(right, approximate=self.approximate)
+        gated: Tensor = left * nn.functional.gelu(right, approximate=self.approximate)
+        return gated
 
 
 @pytest.mark.parametrize(("approximate", "fused"), [("none", True), ("tanh", False)])
