@@ -78,7 +78,7 @@ def load(request: Mapping[str, Any]) -> dict[str, Callable[..., Call]]:
     )
     assert isinstance(bundle, WatchedBundle)
     bundle.spans = []
-    pipeline = Pipeline(bundle)
+    pipeline = Pipeline(bundle, safety_checker=False)  # as its peers
     graphs = {name: partial(_graph, bundle, name) for name in bundle.manifest.graphs}
     providers = request["providers"]
     return {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.fake import FakeEngine
@@ -20,7 +21,11 @@ from edgediffusion.runtime import Pipeline
 from edgediffusion.runtime.latents import LatentSpace
 from edgediffusion.runtime.manifest import MANIFEST, Manifest
 from edgediffusion.runtime.pipeline import BUILTIN
+from edgediffusion.runtime.settings import Settings
 
+from ..conftest import SLOW, TINY
+
+TEXT_ONLY = ("lcm", "sd", "sd2", "sd_taesd", "sdxl")
 SPACE = LatentSpace(channels=4, pixels_per_latent=8, scaling_factor=0.5, shift_factor=0.25, width=64, height=64)
 MIXED = np.array([[1, 2, 0, 0], [0, 1, 0, 1], [0, 0, 2, 1]])  # a linear VAE: colours to channels
 
@@ -66,16 +71,28 @@ def test_a_linear_vae_is_found_exactly(name: str, side: int | str) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-4)  # five digits are kept
 
 
-def test_every_bundle_has_one(bundle: Path) -> None:
-    projection = Manifest.read(bundle).latent_rgb
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in sorted(TINY)]
+)
+def test_every_bundle_has_one(bundles: Callable[[str], Path], name: str) -> None:
+    projection = Manifest.read(bundles(name)).latent_rgb
     assert projection is not None
     assert np.shape(projection.weights) == (4, 3)
     assert np.shape(projection.bias) == (3,)
     assert 0 < projection.r2 <= 1
-    with Pipeline.load(bundle) as pipeline:
-        run = pipeline.steps("a", seed=0, num_inference_steps=1)
-        (preview,) = run.preview(next(iter(run)))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    settings: Settings = {"seed": 0, "num_inference_steps": 2}
+    if name not in TEXT_ONLY:
+        settings["image"] = image
+    if "inpaint" in name:
+        settings["mask"] = image.convert("L")
+    with Pipeline.load(bundles(name)) as pipeline:
+        run = pipeline.steps("a", **settings)
+        *_, last = run
+        (preview,) = run.preview(last)
         assert preview.size == (64, 64)
+        if name == "sd_taesd":
+            assert preview.tobytes() == pipeline.decode(last.x0())[0].tobytes()
 
 
 def test_the_builtin_one_is_what_the_command_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig
+from torch.nn import functional
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.export.component import Exported, export_component, load_network
@@ -21,6 +25,8 @@ from edgediffusion.export.families.images import pictures
 from edgediffusion.export.options import Options
 from edgediffusion.export.sources.folder import FolderPart
 from edgediffusion.export.to_onnx import quiet
+from edgediffusion.export.write_bundle import export_bundle
+from edgediffusion.runtime import Pipeline
 from edgediffusion.runtime.families.base import SAFETY_CHECKER
 from edgediffusion.runtime.safety import is_unsafe
 
@@ -109,3 +115,38 @@ def test_both_names_of_its_tower_are_read(saved: Path, tmp_path: Path) -> None:
     assert states[0].keys() == states[1].keys() == long.keys()
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with NumPy 2
+@pytest.mark.filterwarnings("ignore::edgediffusion.runtime.safety.UnsafePicture")
+def test_the_same_pictures_are_black_as_with_diffusers(checkpoint: Path, checker: Any, tmp_path: Path) -> None:
+    source, size = tmp_path / "source", VISION["image_size"]
+    shutil.copytree(checkpoint, source)
+    kind: Any = StableDiffusionPipeline
+    extractor: Any = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size)
+    asked: dict[str, Any] = {"num_inference_steps": 3, "output_type": "np"}
+    with quiet(), torch.no_grad():
+        theirs = kind.from_pretrained(source, torch_dtype=torch.float32)
+        theirs.set_progress_bar_config(disable=True)
+        drawn = [theirs("a", generator=torch.Generator().manual_seed(seed), **asked).images[0] for seed in range(8)]
+        seen = extractor(theirs.image_processor.numpy_to_pil(np.stack(drawn)), return_tensors="pt").pixel_values
+        model = copy.deepcopy(checker)
+        embeds = functional.normalize(model.visual_projection(model.vision_model(seen)[1]))
+        # One concept parts the pictures by what they have not in common; the others are out of reach.
+        model.special_care_embeds_weights.fill_(2)
+        model.concept_embeds_weights.fill_(2)
+        model.concept_embeds[3] = embeds[0] - embeds.mean(dim=0)
+        model.concept_embeds_weights[3] = (embeds @ functional.normalize(model.concept_embeds[3], dim=0)).median()
+        theirs.register_modules(safety_checker=model, feature_extractor=extractor)
+        theirs.save_pretrained(source, safe_serialization=True)
+        wanted = [theirs("a", generator=torch.Generator().manual_seed(seed), **asked) for seed in range(8)]
+    export_bundle(source, tmp_path / "bundle")
+    assert json.loads((tmp_path / "bundle/model_index.json").read_text())["safety_checker"][1] == type(checker).__name__
+    with Pipeline.load(tmp_path / "bundle") as pipeline:
+        found = pipeline("a", seed=0, num_images=8, num_inference_steps=3, noise="torch-cpu")
+    flagged = [their.nsfw_content_detected[0] for their in wanted]
+    assert [bool(picture.parameters.nsfw_content_detected) for picture in found] == flagged
+    assert 0 < sum(flagged) < 8
+    for picture, their in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(np.asarray(picture.image) / 255, their.images[0], atol=2 / 255)
