@@ -23,6 +23,7 @@ from edgediffusion.runtime.manifest import MANIFEST, LatentRGB, Manifest
 from edgediffusion.runtime.metadata import read_parameters
 from edgediffusion.runtime.preview import project
 from edgediffusion.runtime.terminal import Screen, blocks, blocks_256, find_encoder, iterm2, kitty, sixel
+from edgediffusion.runtime.watch import Watcher
 
 from .conftest import Opened, names
 
@@ -115,6 +116,18 @@ def test_a_run_is_cancelled_while_its_pictures_are_drawn(previewing: Path) -> No
         run.cancel()
         with pytest.raises(RunCancelled, match="cancelled after 0 of 3 steps"):
             next(pictures)
+
+
+def test_each_picture_of_a_batch_has_its_own_steps(previewing: Path) -> None:
+    with Pipeline.load(previewing) as pipeline:
+        watcher = Watcher(iter, keep=True)
+        run = pipeline.steps("a red apple", seed=0, num_images=3, batch_size=2, num_inference_steps=3)
+        moving = [watcher.drawn(picture) for picture in draw(run, watcher.steps)]
+        for k, animation in enumerate(moving):
+            alone = pipeline.steps("a red apple", seed=k, num_inference_steps=3)
+            wanted = [alone.preview(step)[0].tobytes() for step in alone]
+            assert [frame.tobytes() for frame in animation.frames] == wanted
+            assert animation.picture.parameters.seed == k
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
