@@ -174,7 +174,7 @@ class Pipeline:
             return [to_pil(sample)[0] for sample in self._each("vae_decoder", scaled, tiling)]
 
     def preview(self, latents: F32) -> list[Image]:
-        """Rough pictures of latents (n, channels, height / 8, width / 8), a fraction of a millisecond each.
+        """Rough pictures of latents (n, channels, height / 8, width / 8), next to a step at no cost.
 
         By the projection that the bundle's manifest has; by the VAE itself where that is an AutoencoderTiny.
 

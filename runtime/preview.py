@@ -1,4 +1,4 @@
-"""Rough pictures of latents, at next to no cost: for whoever watches a run."""
+"""Rough pictures of latents, at next to no cost beside a step: for whoever watches a run."""
 
 from __future__ import annotations
 
