@@ -1,0 +1,97 @@
+"""No space left, wherever something is written: one line, nothing half-written, and the same command finishes later."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgediffusion.engines.errors import BundleError, UsageError
+from edgediffusion.engines.files import PARTIAL
+from edgediffusion.runtime.manifest import Manifest
+from edgediffusion.runtime.packs.read import open_pack
+from edgediffusion.runtime.packs.unpack import unpack
+from edgediffusion.runtime.packs.write import pack_bundle
+
+from .conftest import contents
+
+LINE = r"cannot be written: (File too large|No space left on device)"
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The system lets no file grow beyond it."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size")
+def test_packing_stops_at_any_size(bundle_path: Path, pack_path: Path, tmp_path: Path) -> None:
+    size = pack_path.stat().st_size
+    for limit in range(0, size, size // 40):
+        with largest_file(limit), pytest.raises(UsageError, match=rf"full\.edz {LINE}"):
+            pack_bundle(bundle_path, tmp_path / "full.edz")
+        assert not (tmp_path / "full.edz").exists()
+        assert not list(tmp_path.glob(f"*{PARTIAL}"))
+    pack_bundle(bundle_path, tmp_path / "full.edz")
+    assert (tmp_path / "full.edz").read_bytes() == pack_path.read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size")
+def test_unpacking_stops_at_any_size(bundle_path: Path, pack_path: Path, tmp_path: Path) -> None:
+    largest = max(len(content) for content in contents(bundle_path).values())
+    for limit in range(0, largest, largest // 20):
+        with largest_file(limit), pytest.raises(UsageError, match=rf"there {LINE}; the same command goes on where"):
+            unpack(open_pack(pack_path), tmp_path / "there")
+        with pytest.raises(BundleError, match="no bundle here"):
+            Manifest.read(tmp_path / "there")
+        assert not list((tmp_path / "there").rglob(f"*{PARTIAL}"))
+    unpack(open_pack(pack_path), tmp_path / "there")
+    assert contents(tmp_path / "there") == contents(bundle_path)
+
+
+@pytest.mark.parametrize("function", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.mkdir"])
+def test_each_call_that_takes_space(
+    function: str, bundle_path: Path, pack_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"left": 0}
+
+    def full(*arguments: object, **options: object) -> object:
+        calls["left"] -= 1
+        if calls["left"] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments, **options)
+
+    holder: object = os if function.startswith("os") else Path
+    real = getattr(holder, function.rpartition(".")[2])
+    monkeypatch.setattr(holder, function.rpartition(".")[2], full)
+    failed = 0
+    for call in range(1, 40):
+        calls["left"] = call
+        with contextlib.suppress(UsageError):
+            unpack(open_pack(pack_path), tmp_path / f"there-{call}")
+            break
+        with pytest.raises(BundleError, match="no bundle here"):
+            Manifest.read(tmp_path / f"there-{call}")
+        failed += 1
+        calls["left"] = 0
+        unpack(open_pack(pack_path), tmp_path / f"there-{call}")
+        assert contents(tmp_path / f"there-{call}") == contents(bundle_path)
+    assert failed >= 5
+    if function != "pathlib.Path.mkdir":
+        calls["left"] = 1
+        with pytest.raises(UsageError, match=r"full\.edz cannot be written: No space left on device"):
+            pack_bundle(bundle_path, tmp_path / "full.edz")
+        assert not (tmp_path / "full.edz").exists()
+        assert not list(tmp_path.glob(f"*{PARTIAL}"))

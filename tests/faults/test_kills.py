@@ -1,0 +1,106 @@
+"""Killed at any moment: what is there is right, and the same command finishes."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.files import PARTIAL
+from edgediffusion.runtime.manifest import Manifest
+from edgediffusion.runtime.packs.read import open_pack
+from edgediffusion.runtime.packs.unpack import unpack
+from edgediffusion.runtime.packs.write import pack_bundle
+from edgediffusion.runtime.pipeline import BUILTIN
+
+from .conftest import contents
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+# Imports first, so that the moments are those of the work.
+PROGRAM = """
+import sys
+from pathlib import Path
+from edgediffusion.runtime.packs.read import open_pack
+from edgediffusion.runtime.packs.unpack import unpack
+from edgediffusion.runtime.packs.write import pack_bundle
+import filelock
+source, target = map(Path, sys.argv[2:])
+print("ready", flush=True)
+sys.stdin.readline()
+pack_bundle(source, target) if sys.argv[1] == "pack" else unpack(open_pack(source), target)
+"""
+
+
+def kill(moment: float, *arguments: str | Path) -> bool:
+    """Whether it was still at work."""
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        time.sleep(moment)
+        process.kill()
+    return process.returncode != 0
+
+
+def test_packing(tmp_path: Path) -> None:
+    assert try_packing(tmp_path, range(2)) > 0
+
+
+def test_unpacking(tmp_path: Path) -> None:
+    assert try_unpacking(tmp_path, range(2)) > 0
+
+
+@pytest.mark.slow
+def test_packing_killed_a_hundred_times(tmp_path: Path) -> None:
+    assert try_packing(tmp_path, range(100)) > 60
+
+
+@pytest.mark.slow
+def test_unpacking_killed_a_hundred_times(tmp_path: Path) -> None:
+    assert try_unpacking(tmp_path, range(100)) > 60
+
+
+def try_packing(folder: Path, seeds: range) -> int:
+    path, killed = folder / "model.edz", 0
+    start = time.monotonic()
+    pack_bundle(BUILTIN, path)
+    seconds, whole = time.monotonic() - start, path.read_bytes()
+    for seed in seeds:
+        path.unlink()
+        killed += kill(random.Random(seed).uniform(0, seconds), "pack", BUILTIN, path)
+        if path.exists():
+            assert path.read_bytes() == whole, seed
+        else:
+            pack_bundle(BUILTIN, path)
+            assert path.read_bytes() == whole, seed
+        assert not list(folder.glob(f"*{PARTIAL}")), seed
+    return killed
+
+
+def try_unpacking(folder: Path, seeds: range) -> int:
+    path, wanted, killed = folder / "model.edz", contents(BUILTIN), 0
+    pack_bundle(BUILTIN, path)
+    start = time.monotonic()
+    unpack(open_pack(path), folder / "timed")
+    seconds = time.monotonic() - start
+    assert contents(folder / "timed") == wanted
+    for seed in seeds:
+        target = folder / str(seed)
+        killed += kill(random.Random(seed).uniform(0, seconds), "unpack", path, target)
+        try:
+            Manifest.read(target)
+        except BundleError:
+            pass
+        else:
+            assert {name: content for name, content in contents(target).items() if name in wanted} == wanted, seed
+        unpack(open_pack(path), target)
+        assert contents(target) == wanted, seed
+    return killed
