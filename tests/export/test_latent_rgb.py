@@ -81,7 +81,7 @@ def test_every_bundle_has_one(bundles: Callable[[str], Path], name: str) -> None
     assert np.shape(projection.bias) == (3,)
     assert 0 < projection.r2 <= 1
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    settings: Settings = {"seed": 0, "num_inference_steps": 2}
+    settings: Settings = {"seed": 0, "num_inference_steps": 4}
     if name not in TEXT_ONLY:
         settings["image"] = image
     if "inpaint" in name:
