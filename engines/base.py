@@ -16,11 +16,16 @@ from .spec import Array, GraphSpec
 
 Report = Callable[[float], None]
 Reports = Callable[[str], Report]  # from an engine's name
+Says = Callable[[str], None]
 
 
 def silent(name: str) -> Report:
     """Reports that go nowhere."""
     return lambda fraction: None
+
+
+def unsaid(line: str) -> None:
+    """What is said to nobody."""
 
 
 class Engine(Protocol):
@@ -72,12 +77,14 @@ class Building:
 
     `precision` is what the graph computes in. `sha256` are the digests of files that are known already: weights of
     gigabytes need not be read for them once more. `reports` makes what is told the fraction of a build that is done.
+    `says` is told, for each engine, which device "auto" took and why, in one line.
     """
 
     allowed: bool = True
     precision: str = "float32"
     sha256: Mapping[Path, str] = field(default_factory=dict)
     reports: Reports = silent
+    says: Says = unsaid
 
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]

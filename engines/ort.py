@@ -38,12 +38,18 @@ def open_engine(
         return on_device(lambda: _open(model, spec, opener, _on_cuda))
     if device != "cpu":
         try:
-            return on_device(lambda: _open(dialects.get("cuda", model), spec, open_session, _on_cuda))
+            engine = on_device(lambda: _open(dialects.get("cuda", model), spec, open_session, _on_cuda))
         except BackendUnavailable as error:
             if device != "auto":
                 raise
             if find_driver() is not None:
                 warnings.warn(OnCpu(f"on the CPU, since on the GPU: {error}"), stacklevel=2)
+            else:
+                building.says(f"device auto: cpu, since {error.reason}")
+        else:
+            if device == "auto":
+                building.says("device auto: cuda, the best there is, and it works here")
+            return engine
     if (dialect := dialects.get("cpu")) is not None:
         return _open(dialect, spec, _open_widened, _on_cpu)
     return _open(model, spec, _open_on_cpu, _on_cpu)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Report
-from .errors import BackendUnavailable, BundleError, EngineError, UsageError, one_line
+from .errors import BackendUnavailable, BundleError, EngineError, OutOfMemory, UsageError, one_line
 from .files import replacing
 from .onnx_scales import with_scales
 from .profile import Profile
@@ -108,7 +108,7 @@ def build_plan(
         lambda: builder.build_serialized_network(network, config), stop if tensorrt.version.has_progress else None
     )
     if plan is None:
-        raise EngineError(_why_failed(spec.name, logger.errors))
+        raise _why_failed(spec.name, logger.errors)
     if options.timing_cache is not None:
         _keep_timings(config, options.timing_cache)
     del parser
@@ -142,6 +142,9 @@ def start(tensorrt: TensorRT, kind: Any, logger: Any) -> Any:
     except TypeError:  # what the binding of a C++ function that returns nothing raises
         told = "; ".join(logger.errors[-2:]) or "it does not say why"
         remedy = "does the NVIDIA driver fit it? see: edgediffusion doctor"
+        if "digest" in told.lower():  # its builder takes that of its kernels
+            package = f"{tensorrt.backend.replace('_', '-')}=={tensorrt.number}"
+            remedy = f"a file of it was altered: pip install --force-reinstall {package}"
         raise BackendUnavailable(f"{tensorrt.version.label} does not start ({told})", remedy) from None
 
 
@@ -263,13 +266,17 @@ def _in_a_thread(work: Callable[[], Any], stop: threading.Event | None) -> Any:
     return result[0]
 
 
-def _why_failed(name: str, errors: Sequence[str]) -> str:
+def _why_failed(name: str, errors: Sequence[str]) -> EngineError:
     told = "; ".join(errors[-3:]) or "it does not say why"
     if any("insufficient workspace" in error for error in errors):
-        return f"{name}: no kernel does with so little memory ({told}); take a larger --workspace, or leave it out"
+        return EngineError(
+            f"{name}: no kernel does with so little memory ({told}); take a larger --workspace, or leave it out"
+        )
     if out_of_memory(errors):
-        return f"{name}: out of device memory while building ({told}); take a smaller --workspace, --batch or --shapes"
-    return f"{name}: TensorRT cannot build it ({told})"
+        return OutOfMemory(
+            f"{name}: out of device memory while building ({told}); take a smaller --workspace, --batch or --shapes"
+        )
+    return EngineError(f"{name}: TensorRT cannot build it ({told})")
 
 
 def out_of_memory(errors: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgediffusion.engines.base import Building, Engine, Reports, silent
+from edgediffusion.engines.base import Building, Engine, Reports, Says, silent, unsaid
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.files import sha256_of
 from edgediffusion.engines.packed import File, Packed, size_of
@@ -76,6 +76,7 @@ class Bundle:
         device: str = "auto",
         build: bool = True,
         reports: Reports = silent,
+        says: Says = unsaid,
         low_memory: bool = False,
     ) -> Bundle:
         """Check the folder or pack `path`: its manifest, that every file is there in full, digests of the small ones.
@@ -84,6 +85,7 @@ class Bundle:
         A folder without a manifest that optimum exported is described from its graphs.
         `build` says whether a backend that needs engines of its own may build those that are lacking; of each that is
         built, what `reports` makes for its name is told the fraction that is done.
+        `says` is told, for each engine, which device "auto" took and why.
         With `low_memory` no engine is opened before it is needed, and none is kept, see `using`.
 
         Raises:
@@ -103,9 +105,8 @@ class Bundle:
         heavy = {file for graph in manifest.graphs.values() for file in graph.files}
         for name in manifest.files.keys() - heavy:
             _check_digest(root / name, manifest.files[name])
-        return cls(
-            root, manifest, family, backend, device, Building(allowed=build, reports=reports), low_memory=low_memory
-        )
+        building = Building(allowed=build, reports=reports, says=says)
+        return cls(root, manifest, family, backend, device, building, low_memory=low_memory)
 
     @property
     def builds_engines(self) -> bool:

@@ -62,6 +62,7 @@ def generate(arguments: Sequence[str]) -> int:
             Pipeline.load,
             **opening(options),
             reports=shown.building,
+            says=shown.say,
             safety_checker=options.safety_checker,
             low_memory=options.low_memory,
         )

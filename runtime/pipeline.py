@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgediffusion.engines.base import Engine, Reports, silent
+from edgediffusion.engines.base import Engine, Reports, Says, silent, unsaid
 
 from .arrays import F32
 from .batches import Room, called_back, draw
@@ -69,6 +69,7 @@ class Pipeline:
         device: str = "auto",
         build: bool = True,
         reports: Reports = silent,
+        says: Says = unsaid,
         low_memory: bool = False,
         safety_checker: bool = True,
         engines: Mapping[str, Engine] | None = None,
@@ -88,7 +89,7 @@ class Pipeline:
         """
         folder = BUILTIN if bundle is None else bundle
         opened = Bundle.open(
-            folder, backend=backend, device=device, build=build, reports=reports, low_memory=low_memory
+            folder, backend=backend, device=device, build=build, reports=reports, says=says, low_memory=low_memory
         )
         try:
             opened.use(engines or {})

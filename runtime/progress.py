@@ -23,6 +23,13 @@ class Bars:
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
+        self._said: set[str] = set()
+
+    def say(self, line: str) -> None:
+        """Show a line, once, however many engines say it."""
+        if self._progress is not None and line not in self._said:
+            self._said.add(line)
+            self._progress.console.print(line, markup=False, highlight=False)
 
     def steps(self, run: Run) -> Iterable[Step]:
         """`run`, while it is watched."""

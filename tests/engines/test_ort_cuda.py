@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 
 from edgediffusion.engines import ort_cuda, ort_device, probe
-from edgediffusion.engines.base import Engine, HostEngine
+from edgediffusion.engines.base import Building, Engine, HostEngine
 from edgediffusion.engines.errors import BackendUnavailable, BundleError, EngineError, OutOfMemory
 from edgediffusion.engines.ort_device import DeviceRun
 from edgediffusion.engines.registry import open_engine
@@ -110,8 +110,13 @@ def test_a_machine_without_a_gpu_that_works(
     with pytest.raises(BackendUnavailable, match=message):
         open_engine(MODEL, SPEC, device="cuda")
     told = pytest.warns(ort_cuda.OnCpu, match=f"^on the CPU, since on the GPU: {message[1:]}")
-    with contextlib.nullcontext() if driver is no_driver else told, open_engine(MODEL, SPEC, device="auto"):
-        assert Session.asked == [ort_cuda.CPU]
+    lines = list[str]()
+    building = Building(says=lines.append)
+    with contextlib.nullcontext() if driver is no_driver else told:
+        open_engine(MODEL, SPEC, device="auto", building=building).close()
+    assert Session.asked == [ort_cuda.CPU]
+    wanted = ["device auto: cpu, since no NVIDIA driver on this machine"]
+    assert lines == (wanted if driver is no_driver else [])  # else the warning says it
 
 
 @pytest.mark.parametrize(
@@ -169,11 +174,15 @@ def test_errors_of_a_session() -> None:
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_the_dialect_of_the_device_is_opened(tmp_path: Path) -> None:
-    dialects = {"cuda": MODEL}
-    open_engine(tmp_path / "portable.onnx", SPEC, device="cuda", dialects=dialects).close()
-    open_engine(tmp_path / "portable.onnx", SPEC, device="auto", dialects=dialects).close()
+def test_the_dialect_of_the_device_is_opened_and_what_auto_took_is_said(tmp_path: Path) -> None:
+    lines = list[str]()
+    building = Building(says=lines.append)
+    for device in ("auto", "cuda"):
+        open_engine(
+            tmp_path / "portable.onnx", SPEC, device=device, dialects={"cuda": MODEL}, building=building
+        ).close()
     assert [provider for provider, _ in Session.asked] == [ort_cuda.CUDA] * 2
+    assert lines == ["device auto: cuda, the best there is, and it works here"]  # nobody chose it the second time
 
 
 @pytest.mark.usefixtures("with_gpu")

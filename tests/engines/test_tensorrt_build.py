@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgediffusion.engines.errors import BackendUnavailable, BundleError, EngineError, UsageError
+from edgediffusion.engines.errors import BackendUnavailable, BundleError, EngineError, OutOfMemory, UsageError
 from edgediffusion.engines.profile import Profile
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.engines.tensorrt_build import BuildOptions, build_plan
@@ -127,7 +127,7 @@ def test_a_build_that_fails(tensorrt: Install) -> None:
     with pytest.raises(EngineError, match=r"^tiny: TensorRT cannot build it \(Error Code 10: Could not find any impl"):
         build(fake)
     fake.build_error = "Requested amount of GPU memory could not be allocated: OutOfMemory"
-    with pytest.raises(EngineError, match=r"^tiny: out of device memory while building .*; take a smaller --workspace"):
+    with pytest.raises(OutOfMemory, match=r"^tiny: out of device memory while building .*; take a smaller --workspace"):
         build(fake)
 
 
@@ -187,17 +187,30 @@ def test_a_keyboard_interrupt_stops_the_build(tensorrt: Install) -> None:
     assert len(steps) < 20  # of 20: TensorRT was told to stop
 
 
-def test_tensorrt_that_does_not_start(tensorrt: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            "CUDA initialization failure with error: 35",
+            r"TensorRT 10 does not start \(CUDA .*35\); does the NVIDIA driv",
+        ),
+        (
+            "Assertion validateCaskKLibDigest(sha256sum) failed. ",  # with libnvinfer_builder_resource cut down
+            r"not start \(Ass.* failed\.\); a file of it was altered: pip install --force-reinstall tensorrt==10\.",
+        ),
+    ],
+)
+def test_tensorrt_that_does_not_start(
+    told: str, message: str, tensorrt: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = install(tensorrt, "10")
 
     def nothing(logger: Any) -> None:
-        logger.log(1, "CUDA initialization failure with error: 35")
+        logger.log(1, told)
         raise TypeError("factory function returned nullptr")
 
     monkeypatch.setattr(fake, "Builder", nothing)
-    with pytest.raises(
-        BackendUnavailable, match=r"TensorRT 10 does not start \(CUDA initialization failure .*35\); do"
-    ):
+    with pytest.raises(BackendUnavailable, match=message):
         build(fake)
 
 

@@ -35,7 +35,18 @@ def test_the_build_of_an_engine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr().out == "into a pipe\n" * 2
 
 
+def test_what_is_said_of_each_engine_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with bars() as shown:
+        for _ in range(3):
+            shown.say("device auto: cpu, since [no driver]")
+    assert terminal.getvalue().count("device auto: cpu, since [no driver]") == 1
+
+
 def test_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with bars() as shown:
         shown.building("unet")(0.5)
+        shown.say("device auto: cpu")
     assert capsys.readouterr().err == ""
