@@ -17,6 +17,7 @@ from .checks import check_run
 from .conditioning import condition, encode_texts
 from .controlnet import CONTROL_SETTINGS, bind_controlnets
 from .denoiser import Denoiser, in_phases
+from .families.sd import LCM
 from .guidance import NO_GUIDANCE
 from .images import GeneratedImage, fit, light
 from .loop import Step, denoise
@@ -27,7 +28,7 @@ from .pipelines.handover import call_at
 from .pipelines.hires import HIRES
 from .prompts import EMBEDS, Texts
 from .safety import check_safety
-from .schedulers import Scheduler, find_sampler, make_scheduler, short_name
+from .schedulers import Scheduler, find_sampler, is_for_few_steps, make_scheduler, short_name
 from .schedulers.levels import with_mu
 from .settings import Settings
 
@@ -296,10 +297,16 @@ def _plan(
         defaults["denoising_end"] = 0.8
     if "hires_scale" in given:
         defaults |= {"hires_strength": 0.6, "hires_upscaler": "latent"}
-    chosen = defaults | dataclasses.asdict(family.defaults) | dict(task.defaults) | given
-    name = short_name(chosen.pop("scheduler", pipeline.scheduler_config.get("_class_name", "")))
+    name = short_name(given.get("scheduler", pipeline.scheduler_config.get("_class_name", "")))
+    few = is_for_few_steps(pipeline.scheduler_config, name)
+    own = dataclasses.asdict(family.few_steps if few else family.defaults)
+    if few and pipeline.bundle.manifest.takes_guidance_scale:  # of any family: SDXL's, too
+        own["guidance_scale"] = LCM.few_steps.guidance_scale
+    chosen = defaults | own | dict(task.defaults) | given
+    chosen.pop("scheduler", None)
     sigmas = chosen.pop("sigmas", None)
     config = with_mu(pipeline.scheduler_config, space.shape(chosen["width"], chosen["height"]))
+    config = task.scheduler_config(config, name, float(chosen["strength"]))
     refiner = chosen.pop("refiner", None)
     seed = chosen.pop("seed", None)
     chosen |= {name: _of_each(name, given) for name in CONTROL_SETTINGS}
@@ -329,11 +336,31 @@ def _second_pass(run: Run, given: dict[str, Any]) -> Run | None:
     elif "refiner" in given:
         pipeline, width, height = given["refiner"], run.width, run.height
         own = {key: given[key] for key in FOR_REFINER & given.keys()} | {"denoising_start": run.denoising_end}
+        own |= _texts_for(pipeline, run, given)
         task = choose(pipeline.bundle.family.pipelines, own)
     else:
         return None
     own |= {"seed": run.seed, "width": width, "height": height}
     return _plan(pipeline, task, run.prompt, run.negative_prompt, own)
+
+
+def _texts_for(refiner: Pipeline, run: Run, given: dict[str, Any]) -> dict[str, Any]:
+    """What of the second prompts and the embeddings that are `given` the refiner reads too.
+
+    One with a single text encoder reads the first prompts only, as in diffusers.
+
+    Raises:
+        UsageError: there are embeddings, which are those of other text encoders.
+    """
+    names = [name for name in (*Texts._fields, *EMBEDS) if name in given]
+    if refiner.tokenizers.keys() == run.pipeline.tokenizers.keys():
+        return {name: given[name] for name in names}
+    if embeds := [name for name in names if name in EMBEDS]:
+        raise UsageError(
+            f"{embeds[0]} and a refiner with other text encoders; wanted a prompt, or two calls: the first with "
+            "denoising_end, the second with denoising_start and embeddings of its own"
+        )
+    return {}
 
 
 def fitted_images(run: Run) -> dict[str, Any]:

@@ -107,6 +107,7 @@ TINY = {
     ),
     "sdxl": Tiny(
         pipeline="StableDiffusionXLPipeline",
+        text_encoder=CLIP | {"num_hidden_layers": 3},
         text_encoder_2=PROJECTED_CLIP,
         unet=XL_UNET,
         vae=VAE | {"scaling_factor": 0.13025},

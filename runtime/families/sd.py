@@ -23,6 +23,7 @@ SD_INPAINT = replace(
     scheduler_config={"steps_offset": 1, "skip_prk_steps": True},
     pipelines=("inpaint",),
     defaults=Defaults(strength=1.0),
+    few_steps=replace(SD.few_steps, strength=1.0),
 )
 SD_PIX2PIX = replace(
     SD,
@@ -35,6 +36,7 @@ LCM = replace(
     SD,
     pipeline_classes=("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
     scheduler_config={},
-    pipelines=("text2image",),
+    pipelines=("text2image", "distilled_image2image", "masked_latents"),
     defaults=Defaults(num_inference_steps=4, guidance_scale=8.5),
+    few_steps=Defaults(num_inference_steps=4, guidance_scale=8.5),
 )

@@ -20,12 +20,14 @@ SDXL = Family(
     force_zeros_for_empty_prompt=True,
     pipelines=("text2image", "image2image", "masked_latents", "handover"),
     defaults=Defaults(guidance_scale=5.0, strength=0.3),
+    few_steps=Defaults(num_inference_steps=4, guidance_scale=1.0, strength=0.5),
 )
 SDXL_INPAINT = replace(
     SDXL,
     pipeline_classes=("StableDiffusionXLInpaintPipeline",),
     pipelines=("inpaint",),
     defaults=Defaults(strength=0.9999),
+    few_steps=replace(SDXL.few_steps, strength=0.9999),
 )
 SDXL_REFINER = replace(
     SDXL,

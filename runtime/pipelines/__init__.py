@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from edgediffusion.engines.errors import UsageError
 
 from .base import Start, Task
+from .distilled_image2image import DISTILLED_IMAGE2IMAGE
 from .handover import HANDOVER
 from .image2image import IMAGE2IMAGE
 from .inpaint import INPAINT
@@ -15,6 +16,7 @@ from .pix2pix import PIX2PIX
 from .text2image import TEXT2IMAGE
 
 PIPELINES: dict[str, Task] = {
+    "distilled_image2image": DISTILLED_IMAGE2IMAGE,
     "handover": HANDOVER,
     "image2image": IMAGE2IMAGE,
     "inpaint": INPAINT,

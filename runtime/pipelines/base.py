@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..arrays import F32
 from ..guidance import NO_GUIDANCE, Guidance, classifier_free
@@ -45,6 +45,7 @@ class Task:
 
     `takes` are the settings that it cannot do without, and by which it is told from the others; `options` are those
     that have a say in it and not in all others. `first_call` is the call of the scheduler that gets the latents.
+    `scheduler_config` is what becomes of the model's for a sampler and a strength.
     `defaults` go before those of the family. One that `enlarges` takes latents of another size.
     """
 
@@ -54,4 +55,7 @@ class Task:
     defaults: Mapping[str, float] = field(default_factory=dict)
     enlarges: bool = False
     first_call: Callable[[Run], int] = lambda run: 0
+    scheduler_config: Callable[[Mapping[str, Any], str, float], Mapping[str, Any]] = lambda config, name, strength: (
+        config
+    )
     guidance: Callable[[Run], Guidance] = guide

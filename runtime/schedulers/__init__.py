@@ -49,7 +49,10 @@ Maker = Callable[[Mapping[str, Any], int], Scheduler]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A line of the table of samplers. `make` takes a scheduler_config and num_inference_steps."""
+    """A line of the table of samplers. `make` takes a scheduler_config and num_inference_steps.
+
+    One of `few_steps` is for models that were distilled to a few.
+    """
 
     name: str
     make: Maker
@@ -59,6 +62,7 @@ class Sampler:
     calls_per_step: int = 1
     draws_noise: bool = False
     brownian: bool = False
+    few_steps: bool = False
 
     @property
     def sigmas(self) -> tuple[str, ...]:
@@ -78,6 +82,7 @@ def _karras(make: Maker) -> Maker:
 DPM = "arXiv:2211.01095"
 EDM = "arXiv:2206.00364"
 FLOW = "arXiv:2403.03206"
+TURBO = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 # Where a name has no class of its own, diffusers needs settings of the class for it.
 SAMPLERS = (
     Sampler(
@@ -157,6 +162,7 @@ SAMPLERS = (
         reader=read_lcm_config,
         paper="arXiv:2310.04378",
         draws_noise=True,
+        few_steps=True,
     ),
     Sampler(
         name="tcd",
@@ -165,6 +171,7 @@ SAMPLERS = (
         reader=read_tcd_config,
         paper="arXiv:2402.19159",
         draws_noise=True,
+        few_steps=True,
     ),
     Sampler(name="edm_euler", diffusers="EDMEulerScheduler", make=edm_euler, reader=EDM_EULER, paper=EDM),
     Sampler(
@@ -198,6 +205,7 @@ __all__ = [
     "Sampler",
     "Scheduler",
     "find_sampler",
+    "is_for_few_steps",
     "make_scheduler",
     "short_name",
     "start_call",
@@ -244,6 +252,18 @@ def start_call(name: str, num_inference_steps: int, strength: float) -> int:
         raise UsageError(f"strength {strength}; wanted 0 to 1")
     calls_per_step = find_sampler(name).calls_per_step
     return (num_inference_steps - int(num_inference_steps * strength)) * calls_per_step
+
+
+def is_for_few_steps(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a model with this scheduler_config was distilled to a few steps, or the sampler `name` is for such a one.
+
+    Nothing else tells those of adversarial distillation, SDXL-Turbo (arXiv:2311.17042) and its like: their config is
+    that of Euler's method or its ancestral form with trailing timesteps, and they predict the noise.
+    """
+    own = config.get("_class_name", "")
+    trailing = config.get("timestep_spacing") == "trailing" and not config.get("rescale_betas_zero_snr")
+    turbo = trailing and own in TURBO and config.get("prediction_type", "epsilon") == "epsilon"
+    return turbo or any(find_sampler(sampler).few_steps for sampler in (own, name) if sampler)
 
 
 def find_sampler(name: str) -> Sampler:

@@ -67,6 +67,7 @@ class SchedulerConfig:
     timesteps: tuple[float, ...] | None = None
     mu: float | None = None
     eta: float = 0.3
+    strength: float = 1.0
 
 
 COMMON = frozenset(

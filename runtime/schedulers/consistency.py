@@ -18,7 +18,7 @@ from .limits import clip_limit, threshold_limit
 from .schedule import alphas_cumprod, given_timesteps
 
 read_tcd_config = ConfigReader(
-    reads=COMMON | {"rescale_betas_zero_snr", "original_inference_steps", "eta"},
+    reads=COMMON | {"rescale_betas_zero_snr", "original_inference_steps", "eta", "strength"},
     accepts={"prediction_type": OF_DIFFUSION},
     lists=("timesteps",),
     defaults=SchedulerConfig(
@@ -79,18 +79,25 @@ def tcd(config: Mapping[str, Any], num_inference_steps: int) -> LinearSampler:
 
 
 def _distilled_timesteps(config: SchedulerConfig, num_inference_steps: int) -> NDArray[np.int64]:
-    """Those given, or of the timesteps that the model was distilled on as many as wanted, evenly from the highest."""
+    """Those given, or of the timesteps that the model was distilled on as many as wanted, evenly from the highest.
+
+    A `strength` below 1 leaves out the noisiest of them, for a start from a picture: as many steps, each a smaller one.
+    """
     given = given_timesteps(config, num_inference_steps, config.num_train_timesteps)
     if given is not None:
         return given.round().astype(np.int64)
-    original, count = config.original_inference_steps, config.num_train_timesteps
-    if not 1 <= num_inference_steps <= original <= count:
+    original, count, strength = config.original_inference_steps, config.num_train_timesteps, config.strength
+    if not 0 < strength <= 1:
+        raise UsageError(f"strength {strength}; wanted a number above 0, 1 at most")
+    most = int(original * strength)
+    if not 1 <= num_inference_steps <= most <= count:
+        share = "" if strength == 1 else f" times strength {strength:g}"
         raise UsageError(
-            f"num_inference_steps {num_inference_steps}; wanted 1 to original_inference_steps, {original}, "
+            f"num_inference_steps {num_inference_steps}; wanted 1 to original_inference_steps{share}, {most}, "
             f"and that not above num_train_timesteps, {count}"
         )
-    distilled = np.arange(original, 0, -1) * (count // original) - 1
-    chosen = np.floor(np.linspace(0, original, num_inference_steps, endpoint=False)).astype(np.int64)
+    distilled = np.arange(most, 0, -1) * (count // original) - 1
+    chosen = np.floor(np.linspace(0, most, num_inference_steps, endpoint=False)).astype(np.int64)
     timesteps: NDArray[np.int64] = distilled[chosen]
     return timesteps
 

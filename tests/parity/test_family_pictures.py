@@ -63,6 +63,18 @@ CASES = {
     "pix2pix": Case(model="sd_pix2pix", settings={"image": PICTURE, "image_guidance_scale": 1.2}),
     "pix2pix, no guidance": Case(model="sd_pix2pix", settings={"image": PICTURE, "image_guidance_scale": 0.5}),
     "lcm": Case(model="lcm", settings={"num_inference_steps": 4, "guidance_scale": 8.5}, negative_prompt=None),
+    "lcm, from a picture": Case(
+        model="lcm",
+        settings={"image": PICTURE, "strength": 0.6, "num_inference_steps": 4, "guidance_scale": 8.5},
+        negative_prompt=None,
+        pipeline=diffusers.LatentConsistencyModelImg2ImgPipeline,
+    ),
+    "lcm, masked latents": Case(
+        model="lcm",
+        settings={"image": PICTURE, "mask": MASK, "strength": 0.6, "guidance_scale": 8.5},
+        negative_prompt=None,
+        pipeline=diffusers.StableDiffusionInpaintPipeline,
+    ),
     "sdxl": Case(model="sdxl"),
     "sdxl, no negative prompt": Case(model="sdxl", negative_prompt=None),
     "sdxl, no guidance": Case(model="sdxl", settings={"guidance_scale": 1.0}),
@@ -133,7 +145,7 @@ def test_picture_is_that_of_diffusers(case: Case, checkpoints: Any, bundles: Any
 
 @pytest.mark.parametrize("refiner", ["sdxl", pytest.param("sdxl_refiner", marks=pytest.mark.slow)])
 def test_base_and_refiner_are_those_of_diffusers(refiner: str, checkpoints: Any, bundles: Any) -> None:
-    settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 5.0}
+    settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 5.0, "prompt_2": "a car"}
     with Pipeline.load(bundles("sdxl")) as base, Pipeline.load(bundles(refiner)) as second:
         (ours,) = base(
             "a red apple", "blurry", seed=3, noise="torch-cpu", refiner=second, denoising_end=0.6, **settings
@@ -191,6 +203,7 @@ def test_the_comparison_can_fail(name: str, checkpoints: Any, bundles: Any) -> N
     ("family", "pipeline", "names"),
     [
         ("lcm", diffusers.LatentConsistencyModelPipeline, ["num_inference_steps", "guidance_scale"]),
+        ("lcm", diffusers.LatentConsistencyModelImg2ImgPipeline, ["num_inference_steps", "guidance_scale", "strength"]),
         ("sd", diffusers.StableDiffusionImg2ImgPipeline, ["guidance_scale", "strength"]),
         ("sd_inpaint", diffusers.StableDiffusionInpaintPipeline, ["guidance_scale", "strength"]),
         (

@@ -86,6 +86,56 @@ def encoded(theirs: Any, ids: Any, weights: Any = None) -> torch.Tensor:
     return weighed
 
 
+@pytest.fixture(scope="module")
+def xl(checkpoints: Any, bundles: Any) -> Iterator[tuple[Pipeline, Any]]:
+    theirs = load_pipeline(checkpoints("sdxl"))
+    theirs.set_progress_bar_config(disable=True)
+    with Pipeline.load(bundles("sdxl"), device="cpu") as pipeline:
+        yield pipeline, theirs
+
+
+def test_clip_skip_of_sdxl(xl: tuple[Pipeline, Any]) -> None:
+    """Of the prompts of both text encoders."""
+    ours, theirs = xl
+    told: Any = {"prompt_2": "a car", "clip_skip": 1}
+    (picture,) = ours("a red apple", "blue", seed=0, noise="torch-cpu", **told, **SETTINGS)
+    expected = reference(theirs, prompt="a red apple", negative_prompt="blue", **told)
+    assert psnr(np.asarray(picture.image), expected) >= MIN_PSNR
+    assert psnr(np.asarray(picture.image), reference(theirs, prompt="a red apple", prompt_2="a car")) < MIN_PSNR
+
+
+def test_a_prompt_of_two_chunks_for_sdxl(xl: tuple[Pipeline, Any]) -> None:
+    """Each text encoder sees its own prompt, a chunk at a time; the pooled vector is that of the first chunk."""
+    ours, theirs = xl
+    first, second = "apple " * 17, "a car"  # of 5 tokens each; 85 + 0, and 4
+    (picture,) = ours(first, "blue", prompt_2=second, seed=0, noise="torch-cpu", **SETTINGS)
+    tokens = theirs.tokenizer(first, add_special_tokens=False).input_ids
+    assert 75 < len(tokens) <= 150
+    embeds, pooled = xl_embeds(theirs, [tokens[:75], tokens[75:]], [tokens_of(theirs, second), []])
+    negative, negative_pooled = xl_embeds(theirs, *[[tokens_of(theirs, "blue"), []]] * 2)
+    given = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    given |= {"negative_prompt_embeds": negative, "negative_pooled_prompt_embeds": negative_pooled}
+    expected = reference(theirs, **given)
+    assert psnr(np.asarray(picture.image), expected) >= MIN_PSNR
+    (short,) = ours(first[:60], "blue", prompt_2=second, seed=0, noise="torch-cpu", **SETTINGS)
+    assert psnr(np.asarray(short.image), expected) < MIN_PSNR
+
+
+def xl_embeds(theirs: Any, *chunks: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Last but one hidden states (1, 77 * chunks, width) of both text encoders, and the second's pooled vector."""
+    sides = []
+    for encoder, tokenizer, own in zip(
+        (theirs.text_encoder, theirs.text_encoder_2), (theirs.tokenizer, theirs.tokenizer_2), chunks, strict=True
+    ):
+        rows = [[tokenizer.bos_token_id, *words, tokenizer.eos_token_id] for words in own]
+        padded = [row + [tokenizer.pad_token_id] * (77 - len(row)) for row in rows]
+        with torch.no_grad():
+            outputs = [encoder(torch.tensor([row]), output_hidden_states=True) for row in padded]
+        sides.append(torch.cat([output.hidden_states[-2] for output in outputs], dim=1))
+        pooled = outputs[0][0]
+    return torch.cat(sides, dim=-1), pooled
+
+
 def test_guidance_rescale(ours: Pipeline, theirs: Any) -> None:
     told: Any = {"prompt": "a red apple", "negative_prompt": "blue"}
     pictures = [

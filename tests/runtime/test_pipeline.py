@@ -343,6 +343,34 @@ def test_engines_that_the_caller_opened(bundle_path: Path, opened: Opened) -> No
             Pipeline.load(bundle_path, engines={"u-net": engines["unet"]})
 
 
+TURBO = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize(
+    ("config", "scheduler", "few"),
+    [
+        (TURBO, None, True),
+        (TURBO | {"_class_name": "EulerAncestralDiscreteScheduler"}, None, True),
+        (TURBO, "ddim", True),
+        (TURBO | {"prediction_type": "v_prediction"}, None, False),
+        (TURBO | {"rescale_betas_zero_snr": True}, None, False),
+        (TURBO | {"timestep_spacing": "leading"}, None, False),
+        (TURBO | {"_class_name": "DDIMScheduler"}, None, False),
+        ({"_class_name": "LCMScheduler"}, None, True),
+        ({"_class_name": "LCMScheduler"}, "euler", True),
+        ({"_class_name": "DDIMScheduler"}, "tcd", True),
+    ],
+)
+def test_defaults_of_models_for_a_few_steps(
+    pipeline: Pipeline, config: dict[str, Any], scheduler: str | None, few: bool
+) -> None:
+    pipeline.scheduler_config = config
+    run = pipeline.steps("a red apple", scheduler=scheduler)
+    assert (run.num_inference_steps, run.guidance_scale) == ((4, 1.0) if few else (20, 7.5))
+    told = pipeline.steps("a red apple", scheduler=scheduler, num_inference_steps=3, guidance_scale=2.0)
+    assert (told.num_inference_steps, told.guidance_scale) == (3, 2.0)
+
+
 def test_low_memory_holds_the_networks_of_one_stage_at_a_time(bundle_path: Path, opened: Opened) -> None:
     usual = Pipeline.load(bundle_path)("a red apple", seed=0)
     with Pipeline.load(bundle_path, low_memory=True) as pipeline:

@@ -75,6 +75,21 @@ def test_a_refiner_does_the_rest(pipeline: Pipeline, refiner: Pipeline) -> None:
     assert pipeline.steps("a car", refiner=refiner).denoising_end == 0.8
 
 
+def test_a_refiner_reads_the_embeddings_too(pipeline: Pipeline, refiner: Pipeline) -> None:
+    embeds = np.random.default_rng(0).standard_normal((1, 77, 8)).astype(np.float32)
+    settings: dict[str, Any] = {"num_inference_steps": 10, "seed": 3, "scheduler": "ddim", "prompt_embeds": embeds}
+    refined = list(pipeline.steps(refiner=refiner, denoising_end=0.7, **settings))
+    for one, other in zip(refined, pipeline.steps(**settings), strict=True):
+        np.testing.assert_array_equal(one.latents, other.latents)
+
+
+def test_embeddings_that_a_refiner_cannot_read(pipeline: Pipeline, refiner: Pipeline) -> None:
+    refiner.tokenizers = {"text_encoder_2": refiner.tokenizers["text_encoder"]}
+    embeds = np.zeros((1, 77, 8), np.float32)
+    with pytest.raises(UsageError, match="prompt_embeds and a refiner with other text encoders; wanted a prompt, or"):
+        pipeline.steps(refiner=refiner, prompt_embeds=embeds)
+
+
 def test_the_parameters_tell_both_passes(pipeline: Pipeline, refiner: Pipeline) -> None:
     parameters = pipeline.steps("a car", hires_scale=2).parameters(0)
     told = parameters.width, parameters.hires_scale, parameters.hires_strength, parameters.hires_upscaler

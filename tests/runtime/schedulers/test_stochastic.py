@@ -91,6 +91,14 @@ def test_a_start_between_two_calls_is_refused(name: str) -> None:
         ("tcd", {"eta": 1.5}, 4, "eta 1.5; wanted 0 to 1"),
         ("tcd", {}, 51, "num_inference_steps 51; wanted 1 to original_inference_steps, 50, and that not above"),
         ("lcm", {}, 0, "num_inference_steps 0; wanted 1 to original_inference_steps, 50"),
+        (
+            "lcm",
+            {"strength": 0.1},
+            6,
+            r"num_inference_steps 6; wanted 1 to original_inference_steps times strength 0\.1, 5",
+        ),
+        ("lcm", {"strength": 0.0}, 4, r"strength 0\.0; wanted a number above 0, 1 at most"),
+        ("tcd", {"strength": 1.5}, 4, r"strength 1\.5; wanted a number above 0, 1 at most"),
         ("lcm", {"original_inference_steps": 2000}, 4, "that not above num_train_timesteps, 1000"),
         (
             "ddpm",
