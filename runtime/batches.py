@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import numpy as np
 
 from edgediffusion.engines.errors import OutOfMemory
 
+from .conditioning import lengths
 from .doctor import free_memory, resident_memory
 from .images import GeneratedImage
 from .prompts import EMBEDS, Texts
@@ -76,7 +78,8 @@ class Room:
 def draw(run: Run, watch: Callable[[Run], Iterable[Step]] = iter) -> Iterator[GeneratedImage]:
     """The pictures of `run` in order, `run.batch_size` at a time; each is the one that it would be alone.
 
-    Where memory runs out, it goes on with half as many at once. `watch` hands on the steps of a batch.
+    So those of one batch have prompts of as many chunks: an empty chunk changes a picture. Where memory runs out, it
+    goes on with half as many at once. `watch` hands on the steps of a batch.
 
     Raises:
         EngineError: a picture alone fails for want of memory, or for another reason.
@@ -84,9 +87,9 @@ def draw(run: Run, watch: Callable[[Run], Iterable[Step]] = iter) -> Iterator[Ge
     Warns:
         SmallerBatch: memory ran out.
     """
-    first, largest = 0, _largest(run)
+    first, largest, long = 0, _largest(run), lengths(run)
     while first < run.num_images:
-        batch = part(run, first, min(largest, run.num_images - first))
+        batch = part(run, first, min(largest, _as_long(long, first, run.num_images)))
         with run.pipeline.room.watched(batch):
             images = _images(batch, watch)
         if images is None:
@@ -97,6 +100,13 @@ def draw(run: Run, watch: Callable[[Run], Iterable[Step]] = iter) -> Iterator[Ge
         run.pipeline.room.drawn(batch)
         yield from images
         first += batch.num_images
+
+
+def _as_long(long: Sequence[tuple[int, ...]], first: int, num_images: int) -> int:
+    """How many pictures, from `first` on, have prompts as long as its own; `long` has one entry where all have one."""
+    if len(long) == 1:
+        return num_images - first
+    return sum(1 for _ in itertools.takewhile(long[first].__eq__, long[first:]))
 
 
 def called_back(callback: Callable[[Run, Step], object], run: Run) -> Iterator[Step]:

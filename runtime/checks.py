@@ -113,7 +113,9 @@ def _check_start(run: Run) -> None:
     if run.first_call >= run.stop:
         fractions = {name: getattr(run, name) for name in ("strength", "denoising_start", "denoising_end")}
         told = ", ".join(f"{name} {value}" for name, value in fractions.items() if value is not None)
-        raise UsageError(f"{told}: of {run.num_inference_steps} steps none is left to do; take more of them")
+        raise UsageError(
+            f"{told}: of {run.num_inference_steps} steps none is left to do; take more steps, or another fraction"
+        )
 
 
 def _check_hires(run: Run) -> None:

@@ -48,10 +48,19 @@ def prompt_steps(run: Run) -> list[int]:
 
 def chunks_at(run: Run, step: int) -> int:
     """How many chunks of 77 tokens the longest prompt has in this step."""
-    tokenizers = list(run.pipeline.tokenizers.values())
-    counts = [count_chunks(_pairs(run, texts, step), tokenizers) for texts in run.texts]
+    counts = [_count_chunks(run, texts, step) for texts in run.texts]
     given: list[int] = [embeds.shape[1] // run.pipeline.max_tokens for embeds in run.given_embeds.values()]
     return max(counts + given)
+
+
+def lengths(run: Run) -> list[tuple[int, ...]]:
+    """For each of the run's `texts` the chunks that it has alone, in each of its `prompt_steps`."""
+    steps = prompt_steps(run)
+    return [tuple(_count_chunks(run, texts, step) for step in steps) for texts in run.texts]
+
+
+def _count_chunks(run: Run, texts: Texts, step: int) -> int:
+    return count_chunks(_pairs(run, texts, step), list(run.pipeline.tokenizers.values()))
 
 
 def _encode(run: Run, step: int) -> TextEmbeds:

@@ -125,7 +125,8 @@ class Pipeline:
 
         Args:
             prompt: what to draw, in the syntax of `prompt_syntax`; empty is allowed. Of several each has a picture; if
-                one needs more chunks of 75 tokens than another, all are made as long, which changes their pictures.
+                one needs more chunks of 75 tokens than another, all are made as long, which changes their pictures
+                (not where the pipeline is called: then those of one length are drawn together).
             negative_prompt: what not to draw, one or as many; has no say without guidance.
             settings: see `Settings`.
 

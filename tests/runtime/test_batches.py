@@ -188,3 +188,14 @@ def test_the_builtin_model_draws_the_same_in_any_batch(noise: str) -> None:
         together = pixels(list(draw(run))).astype(int)
         singles = pixels(list(draw(dataclasses.replace(run, batch_size=1)))).astype(int)
     assert np.abs(together - singles).max() <= 1
+
+
+def test_pictures_of_prompts_of_unequal_length_are_those_that_each_would_be_alone(
+    pipeline: Pipeline, opened: Opened
+) -> None:
+    prompts = ["a red apple", "a car", "a rocket " * 40, "a [car:" + "rocket " * 80 + ":0.5]"]
+    together = pipeline(prompts, seed=3, num_inference_steps=2)
+    assert batches(opened) == [2, 2, 1, 1, 1, 1]
+    alone = [pipeline(prompt, seed=3 + k, num_inference_steps=2)[0] for k, prompt in enumerate(prompts)]
+    assert [picture.parameters for picture in together] == [picture.parameters for picture in alone]
+    assert np.abs(pixels(together).astype(int) - pixels(alone)).max() <= 1  # sums in another order

@@ -84,8 +84,14 @@ def test_the_strength_is_in_the_parameters(pipeline: Pipeline) -> None:
         ({"image": NOISY, "strength": -0.1}, "strength -0.1; wanted 0 to 1"),
         ({"image": NOISY, "strength": 1.01}, "strength 1.01; wanted 0 to 1"),
         ({"image": NOISY, "strength": float("nan")}, "strength nan; wanted 0 to 1"),
-        ({"image": NOISY, "strength": 0}, "strength 0.0: of 20 steps none is left to do; take more of them"),
-        ({"image": NOISY, "strength": 0.04}, "strength 0.04: of 20 steps none is left to do; take more of them"),
+        (
+            {"image": NOISY, "strength": 0},
+            "strength 0.0: of 20 steps none is left to do; take more steps, or another fraction",
+        ),
+        (
+            {"image": NOISY, "strength": 0.04},
+            "strength 0.04: of 20 steps none is left to do; take more steps, or another fraction",
+        ),
         (
             {"image": NOISY, "latents": np.zeros((1, 4, 2, 3), np.float32)},
             "latents and an image to start from; wanted one of them",
