@@ -55,6 +55,8 @@ SAMPLERS = {
     "plms": "PLMS",
     "unipc": "UniPC",
 }
+# The web UI's name of what enlarges -> the nearest hires_upscaler; one that is not here is a network in pixels.
+UPSCALERS = {"Latent": "latent", "latent": "latent", "Lanczos": "pixels", "pixels": "pixels"}
 SCHEDULE_TYPES = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
 
 _NEGATIVE = "Negative prompt:"
@@ -120,7 +122,7 @@ class Parameters:
             "Size": None if self.width is None else f"{self.width}x{self.height}",
             "Model hash": self.model_hash,
             "Model": self.model,
-            "Denoising strength": self.strength,
+            "Denoising strength": self.strength if self.hires_scale is None else self.hires_strength,
             "Refiner": self.refiner,
             "Hires upscale": self.hires_scale,
             "Hires upscaler": self.hires_upscaler,
@@ -157,6 +159,17 @@ class Parameters:
         guidance_scale, strength, image_guidance_scale = (
             _number(float, settings.pop(key, None)) for key in ("CFG scale", "Denoising strength", "Image CFG scale")
         )
+        hires_scale = _number(float, settings.pop("Hires upscale", None))
+        second_pass: dict[str, Any] = {"strength": strength}
+        if hires_scale is not None:
+            upscaler = UPSCALERS.get(settings.get("Hires upscaler", "Latent"))
+            if upscaler is not None:
+                settings.pop("Hires upscaler", None)
+            second_pass = {
+                "hires_scale": hires_scale,
+                "hires_strength": strength,
+                "hires_upscaler": upscaler or "pixels",
+            }
         return cls(
             prompt="\n".join(lines[:start]),
             negative_prompt="\n".join(lines[start:]).removeprefix(_NEGATIVE).strip(),
@@ -171,9 +184,9 @@ class Parameters:
             model_hash=settings.pop("Model hash", None),
             clip_score=_number(float, settings.pop("Score", None)),
             version=settings.pop("Version", None),
-            strength=strength,
             image_guidance_scale=image_guidance_scale,
             clip_skip=clip_skip or None,
+            **second_pass,
             other=settings,
         )
 

@@ -75,14 +75,23 @@ def test_a_picture_of_the_web_ui(bundle: str, capsys: Capture) -> None:
         "Model hash: 6ce0161689, Model: v1-5, Denoising strength: 0.5, Hires upscale: 2, VAE hash: 12, Version: v1.8"
     )
     assert generate("--from", "web.png", "--bundle", bundle, "-o", "a.png") == 0
-    other, left = capsys.readouterr().err.splitlines()[::-1]
+    (other,) = capsys.readouterr().err.splitlines()
     assert "drawn by 'v1-5' (6ce0161689), and this is 'a test'" in other
-    assert left.endswith("web.png: not repeated, for want of such a setting: Hires upscale 2")
     told = "--scheduler dpmpp_2m --sigmas karras --num-inference-steps 4 --guidance-scale 5 --seed 9 --size 24x16"
-    noise = "--negative-prompt people --noise torch-cuda -o b.png"
+    noise = "--negative-prompt people --noise torch-cuda --hires-scale 2 --hires-strength 0.5 -o b.png"
     assert generate("a castle", "--bundle", bundle, *told.split(), *noise.split()) == 0
     assert read_parameters(Path("a.png")) == read_parameters(Path("b.png"))
     assert pixels("a.png") == pixels("b.png")
+
+
+def test_a_second_pass_of_the_web_ui_as_far_as_there_are_settings(bundle: str, capsys: Capture) -> None:
+    settings = "Hires upscale: 1.5, Hires upscaler: R-ESRGAN 4x+, Hires steps: 9, Denoising strength: 0.7"
+    from_elsewhere(f"a castle\nSteps: 4, Sampler: Euler, Seed: 9, Size: 16x16, {settings}")
+    assert generate("--from", "web.png", "--bundle", bundle, "-o", "a.png") == 0
+    message = "not repeated, for want of such a setting: Hires upscaler R-ESRGAN 4x+, Hires steps 9\n"
+    assert capsys.readouterr().err.endswith(message)
+    made = read_parameters(Path("a.png"))
+    assert (made.hires_scale, made.hires_strength, made.hires_upscaler) == (1.5, 0.7, "pixels")
 
 
 def test_a_picture_of_the_web_ui_drawn_with_the_noise_of_a_cpu(bundle: str) -> None:
