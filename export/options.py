@@ -12,13 +12,16 @@ from edgediffusion.runtime.manifest import Static
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS = ("int8",)
 OPSETS = range(18, 24)  # of ONNX
+# In half precision only where named: a safety checker's scores are what is left of like numbers, to three digits.
+EXACT = ("safety_checker",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a checkpoint becomes a bundle. Sources are whatever `sources.open_source` takes.
 
-    `dtype` is what each component computes in, by folder; "" stands for all that are not named, float32 if absent.
+    `dtype` is what each component computes in, by folder; "" stands for all that are not named, float32 if absent,
+    but for those in `EXACT`.
     `weights` "int8" stores what is multiplied with in 8 bits, for float32 only.
     `static` makes graphs for that batch and size alone; None makes them for any.
     `loras` are files with their scales, `embeddings` textual inversions. `revision` is that of a hub's repository.
@@ -50,4 +53,5 @@ class Options:
 
     def dtype_of(self, component: str) -> str:
         """What the component in this folder computes in."""
-        return self.dtype.get(component, self.dtype.get("", "float32"))
+        general = "float32" if component in EXACT else self.dtype.get("", "float32")
+        return self.dtype.get(component, general)

@@ -92,6 +92,12 @@ def test_decisions_are_those_of_diffusers(checker: Any, exported: tuple[Path, Ex
     assert sum(alone) < sum(found)
 
 
+def test_it_is_in_half_precision_only_where_named() -> None:
+    options = Options(dtype={"": "float16"})
+    assert (options.dtype_of("unet"), options.dtype_of("safety_checker")) == ("float16", "float32")
+    assert Options(dtype={"": "float32", "safety_checker": "float16"}).dtype_of("safety_checker") == "float16"
+
+
 def test_its_weights_are_read_by_diffusers(checker: Any, exported: tuple[Path, Exported]) -> None:
     bundle, _ = exported
     kind: Callable[..., Any] = StableDiffusionSafetyChecker.from_pretrained
