@@ -78,8 +78,8 @@ def try_packs(path: Path, seeds: Iterator[int]) -> Counter[str]:
 
 def test_packs_that_were_damaged(pack_path: Path) -> None:
     """In the small one most bytes are headers, records and padding."""
-    tried = try_packs(pack_path, iter(range(300)))
-    assert tried["refused"] > 150
+    tried = try_packs(pack_path, iter(range(150)))
+    assert tried["refused"] > 75
     assert tried["harmless"] > 0
 
 
