@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .packed import File, Packed
+from .packed import File
 
 PARTIAL = ".partial"
 
 
 def sha256_of(path: File) -> str:
     """The digest of a file, read a piece at a time."""
-    if isinstance(path, Packed):
-        return hashlib.sha256(path.view).hexdigest()
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

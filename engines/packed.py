@@ -55,8 +55,9 @@ class Packed:
         return str(self.view, encoding)
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
-        """For reading bytes; `view` for the errors."""
-        return io.BufferedReader(_Window(self.view))
+        """For reading bytes. FileNotFoundError where there is no such file."""
+        size = len(self.view)
+        return io.BufferedReader(_Window(self.archive, self.offsets[self.name], size))
 
 
 File = Path | Packed
@@ -68,8 +69,11 @@ def size_of(file: File) -> int:
 
 
 class _Window(io.RawIOBase):
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
+    """A part of a file, read and not mapped: pages that are mapped count as memory of the process."""
+
+    def __init__(self, archive: Path, start: int, size: int) -> None:
+        self._file = archive.open("rb", buffering=0)
+        self._start, self._size = start, size
         self._position = 0
 
     def readable(self) -> bool:
@@ -79,14 +83,19 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._view)}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
             raise ValueError(f"seek to {start + offset}, before the start")
         self._position = start + offset
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        piece = self._view[self._position : self._position + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._position += len(piece)
-        return len(piece)
+        self._file.seek(self._start + self._position)
+        left = max(0, self._size - self._position)
+        count = self._file.readinto(memoryview(buffer)[:left])
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -14,6 +14,7 @@ from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.files import sha256_of
 from edgediffusion.engines.packed import Packed
 
+from ..manifest import MANIFEST
 from .record import MAX_BYTES, RECORD, SIGNATURE, PackRecord, digest, parse_record
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of the extra field
@@ -125,5 +126,7 @@ def _check_members(sizes: dict[str, int], record: PackRecord, path: Path) -> Non
             raise BundleError(f"{path}: holds {name!r}, which its record does not name; do not use it")
         if size != (wanted := record.files[name].bytes):
             raise BundleError(f"{path}: {name} has {size} bytes, expected {wanted}; copy the pack again")
+    if MANIFEST not in record.files:
+        raise BundleError(f"{path}: its record names no {MANIFEST}; do not use it")
     if record.since is None and (missing := sorted(record.files.keys() - sizes.keys())):
         raise BundleError(f"{path}: {missing[0]} is missing; copy the pack again")

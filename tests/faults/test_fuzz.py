@@ -201,6 +201,7 @@ NAMES = st.sampled_from((*FILES, *ODD)) | st.text(max_size=12).filter(lambda nam
     members=st.just(FILES) | st.dictionaries(NAMES, st.binary(max_size=8), max_size=4),
     renamed=st.none() | NAMES,
 )
+@example(record=PACK | {"files": {}}, members={}, renamed=None)
 def test_packs(tmp_path: Path, record: Any, members: dict[str, bytes], renamed: str | None) -> None:
     """Nothing is written outside of the folder, or beyond what the record says."""
     if renamed is not None and isinstance(record, dict) and isinstance(record.get("files"), dict):

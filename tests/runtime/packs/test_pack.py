@@ -276,6 +276,11 @@ def test_files_that_are_not_those_of_the_record(forge: Forge, members: list[tupl
         open_pack(forge(members))
 
 
+def test_a_pack_of_no_bundle(forge: Forge) -> None:
+    with pytest.raises(BundleError, match=r"its record names no edgediffusion\.json; do not use it"):
+        open_pack(forge([("a", b"")], record=record_of({"a": b""})))
+
+
 def test_a_delta_holds_what_has_changed(pack_path: Path, bundle_path: Path, tmp_path: Path, opened: Opened) -> None:
     config = bundle_path / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"steps_offset": 1}))
