@@ -113,7 +113,7 @@ def test_a_prompt_of_two_chunks_for_sdxl(xl: tuple[Pipeline, Any]) -> None:
     assert 75 < len(tokens) <= 150
     embeds, pooled = xl_embeds(theirs, [tokens[:75], tokens[75:]], [tokens_of(theirs, second), []])
     negative, negative_pooled = xl_embeds(theirs, *[[tokens_of(theirs, "blue"), []]] * 2)
-    given = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    given: dict[str, Any] = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
     given |= {"negative_prompt_embeds": negative, "negative_pooled_prompt_embeds": negative_pooled}
     expected = reference(theirs, **given)
     assert psnr(np.asarray(picture.image), expected) >= MIN_PSNR
