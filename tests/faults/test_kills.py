@@ -104,3 +104,16 @@ def try_unpacking(folder: Path, seeds: range) -> int:
         unpack(open_pack(path), target)
         assert contents(target) == wanted, seed
     return killed
+
+
+@pytest.mark.slow
+def test_eight_at_once_unpack_to_one_folder(tmp_path: Path) -> None:
+    """One writes, the others wait and find all of it there."""
+    pack_bundle(BUILTIN, tmp_path / "model.edz")
+    command = [sys.executable, "-c", PROGRAM, "unpack", str(tmp_path / "model.edz"), str(tmp_path / "there")]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) for _ in range(8)]
+    for process in processes:
+        assert process.communicate(b"\n")[1] == b""
+        assert process.returncode == 0
+    assert contents(tmp_path / "there") == contents(BUILTIN)
