@@ -145,10 +145,11 @@ def test_picture_is_that_of_diffusers(case: Case, checkpoints: Any, bundles: Any
 
 @pytest.mark.parametrize("refiner", ["sdxl", pytest.param("sdxl_refiner", marks=pytest.mark.slow)])
 def test_base_and_refiner_are_those_of_diffusers(refiner: str, checkpoints: Any, bundles: Any) -> None:
+    """Four steps of five are the refiner's: after two of five, one that doesn't read prompt_2 agrees to 55 dB."""
     settings: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 5.0, "prompt_2": "a car"}
     with Pipeline.load(bundles("sdxl")) as base, Pipeline.load(bundles(refiner)) as second:
         (ours,) = base(
-            "a red apple", "blurry", seed=3, noise="torch-cpu", refiner=second, denoising_end=0.6, **settings
+            "a red apple", "blurry", seed=3, noise="torch-cpu", refiner=second, denoising_end=0.2, **settings
         )
     told: Any = settings | {"prompt": "a red apple", "negative_prompt": "blurry"}
     theirs: Any = diffusers.StableDiffusionXLImg2ImgPipeline
@@ -158,8 +159,8 @@ def test_base_and_refiner_are_those_of_diffusers(refiner: str, checkpoints: Any,
         pipeline.set_progress_bar_config(disable=True)
     with quiet():
         generator = torch.Generator("cpu").manual_seed(3)
-        latents = first(**told, denoising_end=0.6, output_type="latent", generator=generator).images
-        (reference,) = again(**told, denoising_start=0.6, image=latents).images
+        latents = first(**told, denoising_end=0.2, output_type="latent", generator=generator).images
+        (reference,) = again(**told, denoising_start=0.2, image=latents).images
     assert_same(np.asarray(ours.image), np.asarray(reference))
 
 
