@@ -23,6 +23,20 @@ def sha256_of(path: File) -> str:
     return digest.hexdigest()
 
 
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk when this returns: a power cut finds them there.
+
+    Windows cannot be asked that of a folder.
+    """
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what is to become `path`: it is renamed at the end, and taken away where that is not reached."""

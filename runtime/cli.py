@@ -114,6 +114,20 @@ def generate(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
+def run(arguments: Sequence[str]) -> int:
+    """Work through a file or a folder of jobs, for machines that nobody sits at."""
+    from .run_command import run as work
+
+    return work(arguments)
+
+
+def warm(arguments: Sequence[str]) -> int:
+    """Build what engines are lacking and read the weights: the next start is fast."""
+    from .run_command import warm as work
+
+    return work(arguments)
+
+
 def inspect(arguments: Sequence[str]) -> int:
     """Say how a picture was made, or what a bundle holds."""
     parser = Parser("inspect", inspect.__doc__ or "")
@@ -196,7 +210,7 @@ def report_checks(options: argparse.Namespace, checks_of: Callable[[Bundle], Ite
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """Say which backends and devices work on this machine, and what mends the others."""
+    """Say what this machine has, which backends work on it, and what mends the rest."""
     parser = Parser("doctor", doctor.__doc__ or "")
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(arguments)
@@ -204,15 +218,18 @@ def doctor(arguments: Sequence[str]) -> int:
     from edgediffusion.engines.probe import probe_all
 
     from .doctor import examine
+    from .findings import find
     from .tables import show_machine
 
     machine, probes = examine(), probe_all()
+    findings = find(probes)
     if options.json:
-        backends = [dataclasses.asdict(probe) for probe in probes]
-        print_line(json.dumps({"machine": dataclasses.asdict(machine), "backends": backends}, indent=2))
+        found = {"machine": machine, "findings": findings, "backends": probes}
+        print_line(json.dumps(found, indent=2, default=dataclasses.asdict))
     else:
-        show_machine(machine, probes)
-    return 0 if any(probe.works for probe in probes) else 1
+        show_machine(machine, findings, probes)
+    works = any(probe.works for probe in probes) and all(finding.passed for finding in findings)
+    return 0 if works else 1
 
 
 def schedulers(arguments: Sequence[str]) -> int:
@@ -262,6 +279,8 @@ def unpack(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Command] = {
     "generate": generate,
+    "run": run,
+    "warm": warm,
     "pack": pack,
     "unpack": unpack,
     "build": build,

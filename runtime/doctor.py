@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgediffusion import __version__
+from edgediffusion.engines.errors import UsageError
 
 # What kernels for matrices choose by, as /proc/cpuinfo spells it on x86 and on Arm.
 _X86 = (
@@ -73,13 +75,42 @@ def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys
     match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.exists() else "", re.MULTILINE)
     if match is None:
         return None
-    free = int(match[1]) << 10
+    free = int(min(int(match[1]) << 10, _left_of_limit()))
     try:
         limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
         cached = re.search(r"^inactive_file (\d+)", (cgroup / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):  # there is no container, or it has no limit: "max"
         return free
     return min(free, limit - used + int(cached[1] if cached else 0))
+
+
+def limit_memory(size: int) -> None:
+    """Let this process have no more than `size` bytes for itself; mapped files, and a GPU's memory, do not count.
+
+    Raises:
+        UsageError: this system cannot do that, or does not allow it.
+    """
+    try:
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
+    except (ImportError, OSError, ValueError) as error:
+        raise UsageError(f"memory cannot be limited to {size >> 20} MiB here ({error})") from None
+
+
+def _left_of_limit() -> float:
+    """Bytes that `ulimit -d`, or `limit_memory`, leaves this process."""
+    try:
+        import resource
+    except ImportError:
+        return math.inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    status = Path("/proc/self/status")
+    if limit == resource.RLIM_INFINITY or not status.exists():
+        return math.inf
+    used = re.search(r"^VmData:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    return math.inf if used is None else max(0, limit - (int(used[1]) << 10))
 
 
 def resident_memory(statm: Path = Path("/proc/self/statm")) -> int:

@@ -54,20 +54,37 @@ class Order:
 
 
 def read_lines(path: Path) -> dict[int, dict[str, Any]]:
-    """The settings on each line, by its number from 1: a prompt, or with a name such as x.jsonl a JSON object.
+    """The settings on each line, by its number from 1, see `parse_line`.
 
     Raises:
-        UsageError: it cannot be read, a line is no object, or has a key or value that there is no setting for.
+        UsageError: it cannot be read, is empty, or see `parse_line`.
+    """
+    found = {number: parse_line(path, number, text) for number, text in read_texts(path).items()}
+    if not found:
+        raise UsageError(f"{path}: it is empty; wanted a prompt a line, or JSON lines in a file named .jsonl")
+    return found
+
+
+def read_texts(path: Path) -> dict[int, str]:
+    """The lines that are not blank, by number.
+
+    Raises:
+        UsageError: it cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as a list of prompts ({error})") from None
-    parse = _parse if path.suffix.lower() in JSON_LINES else lambda line, place: {"prompt": line.strip()}
-    found = {n: parse(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()}
-    if not found:
-        raise UsageError(f"{path}: it is empty; wanted a prompt a line, or JSON lines in a file named .jsonl")
-    return found
+    return {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+
+
+def parse_line(path: Path, number: int, text: str) -> dict[str, Any]:
+    """The settings on a line of the file `path`: a prompt, or with a name such as x.jsonl a JSON object.
+
+    Raises:
+        UsageError: it is no object, or has a key or value that there is no setting for.
+    """
+    return _parse(text, f"{path}, line {number}") if path.suffix.lower() in JSON_LINES else {"prompt": text}
 
 
 def plan_job(
@@ -142,7 +159,7 @@ def _parse(line: str, place: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{place}: not JSON ({error})") from None
     if not isinstance(record, dict):
-        raise UsageError(f'{place}: {line.strip()}; wanted an object, such as {{"prompt": "a red apple"}}')
+        raise UsageError(f'{place}: {line}; wanted an object, such as {{"prompt": "a red apple"}}')
     for name, value in record.items():
         if name not in KNOWN:
             raise UsageError(f"{place}: unknown key {name!r}; known: {', '.join(sorted(KNOWN))}")

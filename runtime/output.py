@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Protocol
 
 from edgediffusion.engines.errors import UsageError
+from edgediffusion.engines.files import sync
 
 from .metadata import format_of
+
+UNFINISHED = ".edgediffusion-"
+
+
+class CannotWrite(UsageError):
+    """A picture that could not be written: no room, no permission."""
 
 
 class Saveable(Protocol):
@@ -38,7 +45,7 @@ class Output:
         """Check that `path` can be written.
 
         Raises:
-            UsageError: it cannot, or does not end as one of `metadata.FORMATS` does.
+            UsageError: it does not end as one of `metadata.FORMATS` does, or cannot be written (`CannotWrite`).
         """
         if os.path.isdir(path):
             raise UsageError(f"output {path} is a folder; name a file, such as {path / 'apple.png'}")
@@ -48,7 +55,7 @@ class Output:
         self.path = path
         self._force = force
         self._names = self._numbered(several)
-        self._unfinished = path.with_name(f".edgediffusion-{secrets.token_hex(8)}{path.suffix}")
+        self._unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}{path.suffix}")
         try:
             with contextlib.suppress(FileNotFoundError):
                 path.lstat()
@@ -61,10 +68,11 @@ class Output:
         """Write `picture` under the next name and return it.
 
         Raises:
-            UsageError: it cannot be written; nothing is left behind.
+            CannotWrite: nothing is left behind.
         """
         try:
             picture.save(self._unfinished)
+            sync(self._unfinished)  # else a power cut may leave the name without the picture
             if self._force:
                 return self._unfinished.replace(next(self._names))
             path = next(filter(_reserve, self._names))
@@ -84,8 +92,8 @@ class Output:
         for number in itertools.count(1):
             yield self.path.with_stem(f"{self.path.stem}-{number}")
 
-    def _cannot_write(self, error: OSError) -> UsageError:
-        return UsageError(f"output {self.path} cannot be written: {error.strerror or error}")
+    def _cannot_write(self, error: OSError) -> CannotWrite:
+        return CannotWrite(f"output {self.path} cannot be written: {error.strerror or error}")
 
 
 def _reserve(path: Path) -> bool:

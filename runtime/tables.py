@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgediffusion.engines.store import Entry
 
     from .doctor import Machine
+    from .findings import Finding
     from .golden import Check
     from .manifest import Manifest, Parity, Static
     from .metadata import Parameters
@@ -82,7 +83,7 @@ def show_checks(checks: Iterable[Check], tested_on: Mapping[str, str]) -> None:
     _table(make_console(), header, rows)
 
 
-def show_machine(machine: Machine, probes: Sequence[Probe]) -> None:
+def show_machine(machine: Machine, findings: Sequence[Finding], probes: Sequence[Probe]) -> None:
     """A machine, what works on it, and what mends the rest."""
     console = make_console()
     facts = {
@@ -93,6 +94,7 @@ def show_machine(machine: Machine, probes: Sequence[Probe]) -> None:
         "threads": machine.threads,
         "memory": machine.memory and _size(machine.memory),
     }
+    facts |= {finding.name: finding.found for finding in findings}
     _facts(console, {name: value for name, value in facts.items() if value})
     console.print()
     header = ("backend", "device", "", "installed")
@@ -101,6 +103,9 @@ def show_machine(machine: Machine, probes: Sequence[Probe]) -> None:
     for probe in probes:
         if probe.reason:
             console.print(f"\n{probe.backend} on {probe.device}: {printable(probe.reason)}\n    {probe.remedy}")
+    for finding in findings:
+        if not finding.passed:
+            console.print(f"\n{finding.name}: {printable(finding.found)}\n    {finding.remedy}")
 
 
 def show_engines(engines: Sequence[tuple[Entry, str]]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from edgediffusion.engines.probe import Probe
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.runtime.doctor import Machine
+from edgediffusion.runtime.findings import Finding
 from edgediffusion.runtime.manifest import Dialect, FileRecord, GraphRecord, Manifest, Parity
 from edgediffusion.runtime.metadata import Parameters
 from edgediffusion.runtime.tables import show_machine, show_manifest, show_parameters
@@ -113,12 +114,21 @@ def test_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
             backend="ort", device="cuda", versions={}, works=False, reason="no driver", remedy="pip install " + "x" * 99
         ),
     ]
-    show_machine(machine, probes)
+    findings = [Finding(name="clock", found="1970", passed=False, remedy="set it")]
+    show_machine(machine, findings, probes)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[:4] == ["versions  python 3.11", "system    Linux x86_64", "threads   2", "memory    8.0 GiB"]
-    assert [line.split() for line in lines[5:8]] == [
+    facts = ["versions  python 3.11", "system    Linux x86_64", "threads   2", "memory    8.0 GiB", "clock     1970"]
+    assert lines[:5] == facts
+    assert [line.split() for line in lines[6:9]] == [
         ["backend", "device", "installed"],
         ["ort", "cpu", "works", "onnxruntime", "1.32"],
         ["ort", "cuda", "does", "not", "work"],
     ]
-    assert lines[8:] == ["", "ort on cuda: no driver", "    pip install " + "x" * 99]
+    assert lines[9:] == [
+        "",
+        "ort on cuda: no driver",
+        "    pip install " + "x" * 99,
+        "",
+        "clock: 1970",
+        "    set it",
+    ]

@@ -1,0 +1,125 @@
+"""What a machine must have besides a backend that works: a fleet asks `edgediffusion doctor --json` for it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from edgediffusion.engines.cuda import find_gpu
+from edgediffusion.engines.errors import BackendUnavailable
+from edgediffusion.engines.probe import Probe
+from edgediffusion.engines.registry import BACKENDS
+from edgediffusion.engines.store import Store
+
+from .doctor import free_memory
+
+LEAST_MEMORY = 256 << 20  # the built-in model's peak is 241 MB: edgediffusion bench cold-start
+LEAST_DISK = 256 << 20  # an engine of a small model
+DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/etc/nv_tegra_release"))  # the second on a Jetson
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """`found` is what is there; where that will not do, `remedy` is what mends it."""
+
+    name: str
+    found: str
+    passed: bool = True
+    remedy: str = ""
+
+
+def find(probes: Sequence[Probe]) -> tuple[Finding, ...]:
+    """Driver, GPU, libraries, memory, cache with its disk, clock; `probes` say which backends work."""
+    builds = any(probe.works and BACKENDS[probe.backend].builds for probe in probes)
+    return (driver(DRIVERS), gpu(), libraries(), memory(free_memory()), cache(Store.of_user().folder, builds), clock())
+
+
+def driver(files: Iterable[Path]) -> Finding:
+    """NVIDIA's, in the kernel and for programs."""
+    loaded = next((path for path in files if path.exists()), None)
+    if loaded is None:
+        return Finding(name="driver", found="none of NVIDIA's")
+    line = loaded.read_text(errors="replace").partition("\n")[0]
+    found = line.removeprefix("NVRM version:").strip()
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        remedy = "start the container with --gpus all, or install the driver's libraries (libcuda.so.1)"
+        return Finding(name="driver", found=f"{found}, but {error}", passed=False, remedy=remedy)
+    return Finding(name="driver", found=found)
+
+
+def gpu() -> Finding:
+    """The one that this process would use; whether it does is for the probes to say."""
+    try:
+        gpu = find_gpu()
+    except BackendUnavailable as error:
+        return Finding(name="gpu", found=error.reason)
+    return Finding(name="gpu", found=f"{gpu.name}, {gpu.compute_capability}, {gpu.memory >> 20} MiB, {gpu.driver}")
+
+
+def libraries() -> Finding:
+    """Those that edgediffusion cannot do without."""
+    found, missing = [], []
+    for requirement in importlib.metadata.requires("edgediffusion") or ():
+        match = re.match(r"[\w.-]+", requirement)
+        if match is None or "extra ==" in requirement:
+            continue
+        try:
+            found.append(f"{match[0]} {importlib.metadata.version(match[0])}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(match[0])
+    if missing:
+        remedy = f"pip install {' '.join(missing)}"
+        return Finding(name="libraries", found=f"no {', no '.join(missing)}", passed=False, remedy=remedy)
+    return Finding(name="libraries", found=", ".join(found))
+
+
+def memory(free: int | None) -> Finding:
+    """What a program can have now."""
+    if free is None:
+        return Finding(name="free memory", found="the system does not say")
+    passed = free >= LEAST_MEMORY
+    remedy = (
+        "" if passed else f"end other programs, or raise the limit: the built-in model takes {LEAST_MEMORY >> 20} MiB"
+    )
+    return Finding(name="free memory", found=f"{free >> 20} MiB", passed=passed, remedy=remedy)
+
+
+def cache(folder: Path, builds: bool) -> Finding:
+    """Where engines are kept: whether it can be written, and its disk. Without `builds` nothing will be."""
+    place = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    found, remedy = f"{folder}, {free >> 20} MiB free", ""
+    if free < LEAST_DISK:
+        remedy = "edgediffusion engines prune, or set XDG_CACHE_HOME to a folder with more room"
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        found = f"{folder} cannot be written: {error.strerror or error}"
+        remedy = f"chown -R {os.getuid() if hasattr(os, 'getuid') else ''} {place}, or set XDG_CACHE_HOME"
+    if remedy and not builds:
+        return Finding(name="cache", found=f"{found}; no backend here needs it")
+    return Finding(name="cache", found=found, passed=not remedy, remedy=remedy)
+
+
+def clock(now: float | None = None, installed: float | None = None) -> Finding:
+    """A board without a battery wakes in the past: before edgediffusion was installed, by its own file."""
+    now = time.time() if now is None else now
+    installed = Path(__file__).stat().st_mtime if installed is None else installed
+    found = datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds")
+    if now < installed - 86400:  # a day, for time zones in a container's file system
+        return Finding(
+            name="clock", found=f"{found}, before this was installed", passed=False, remedy="timedatectl set-ntp true"
+        )
+    return Finding(name="clock", found=found)
