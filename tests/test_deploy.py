@@ -1,0 +1,111 @@
+"""The files in `deploy/`: read as their tools read them, and their own commands run."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from edgediffusion.runtime.cli import COMMANDS
+from edgediffusion.runtime.run_command import _options
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+DOCKERFILES = sorted(DEPLOY.glob("Dockerfile*"))
+UNIT = DEPLOY / "edgediffusion.service"
+INSTRUCTIONS = {"FROM", "ENV", "COPY", "RUN", "USER", "WORKDIR", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """Of a Dockerfile, with lines that go on joined."""
+    text = re.sub(r"\\\n", " ", path.read_text())
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_a_dockerfile_keeps_to_the_rules(path: Path) -> None:
+    """Of hadolint those that could be broken here: a tag, no root at the end, forms with brackets, no caches."""
+    found = instructions(path)
+    assert {name for name, _ in found} <= INSTRUCTIONS
+    images = [value for name, value in found if name == "FROM"]
+    assert len(images) == 1
+    assert re.fullmatch(r"\S+:\d[\w.-]+", images[0])
+    assert found[0][0] == "FROM"
+    (user,) = [value for name, value in found if name == "USER"]
+    assert user != "root"
+    assert [name for name, _ in found].index("USER") > max(k for k, (name, _) in enumerate(found) if name == "RUN")
+    for name, value in found:
+        if name in ("ENTRYPOINT", "CMD"):
+            assert isinstance(json.loads(value), list)
+        if name == "RUN":
+            assert "pip install" not in value or "--no-cache-dir" in value
+            assert subprocess.run(["sh", "-n", "-c", value], check=False).returncode == 0
+    arguments = dict(found)
+    assert json.loads(arguments["ENTRYPOINT"]) == ["edgediffusion"]
+    assert json.loads(arguments["CMD"])[0] in COMMANDS
+    assert json.loads(arguments["HEALTHCHECK"].partition("CMD ")[2])[1] in COMMANDS
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_extras_of_a_dockerfile_exist(path: Path) -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    (extras,) = re.findall(r'"/src\[([\w,-]+)\]"', path.read_text())
+    assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras.split(","))
+
+
+def exec_lines() -> list[list[str]]:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(UNIT)
+    return [shlex.split(unit["Service"][name]) for name in ("ExecStartPre", "ExecStart")]
+
+
+def test_the_commands_of_the_service() -> None:
+    warm, run = exec_lines()
+    assert warm[1] == "warm"
+    assert run[1] == "run"
+    options = _options(run[2:])
+    assert (str(options.source), options.watch, str(options.output)) == ("in", True, "out")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
+def test_systemd_takes_the_service(tmp_path: Path) -> None:
+    """With a program that is there in the place of what the service runs."""
+    text = UNIT.read_text().replace("/opt/edgediffusion/bin/edgediffusion", sys.executable)
+    (tmp_path / UNIT.name).write_text(text)
+    done = subprocess.run(["systemd-analyze", "verify", str(tmp_path / UNIT.name)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_dockerfile(tmp_path: Path) -> None:
+    """Those with pip in a fresh environment, from what git tracks, then entry point, health check and a picture."""
+    found = dict(instructions(DEPLOY / "Dockerfile"))
+    source = tmp_path / "src"
+    source.mkdir()
+    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(source)], input=archive, check=True)
+    venv.create(tmp_path / "venv", with_pip=True)
+    (install,) = [value for name, value in instructions(DEPLOY / "Dockerfile") if name == "RUN" and "pip" in value]
+    environment = {"PATH": f"{tmp_path}/venv/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+    install = install.replace("/src", str(source))
+    subprocess.run(["sh", "-c", install], env=environment, check=True)
+    assert not source.exists()
+    entry = json.loads(found["ENTRYPOINT"])
+    for command in (
+        [*entry, *json.loads(found["CMD"])],
+        json.loads(found["HEALTHCHECK"].partition("CMD ")[2]),
+        [*entry, "warm"],
+        [*entry, "generate", "a red apple"],
+    ):
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    assert (tmp_path / "a-red-apple.png").exists()
