@@ -40,7 +40,7 @@ AGAINST = "--against"  # makes `verify` a command of the export layer
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    An `EdgeDiffusionError`, or too little memory, is one line on stderr and status 2. After a keyboard interrupt,
+    An `EdgeDiffusionError`, or what the system refuses, is one line on stderr and status 2. After a keyboard interrupt,
     which is a line too, the status is 130, and 141 when nobody reads stdout any more.
     """
     if isinstance(sys.stdout, TextIOWrapper):
@@ -62,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # What is still buffered goes nowhere, else the interpreter complains about it as it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
+        except OSError as error:  # a name that is too long, a folder that may not be entered, a disk that fails
+            _say("error", f"{error.filename}: {error.strerror}" if error.filename else error)
+            return 2
     return status
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import shutil
@@ -46,12 +47,12 @@ def test_a_driver_without_its_libraries(tmp_path: Path, monkeypatch: pytest.Monk
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(findings.ctypes, "CDLL", missing)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     found = findings.driver([tmp_path / "none", version])
     assert not found.passed
     assert found.found.startswith("NVIDIA UNIX x86_64 Kernel Module  580.95.05, but libcuda.so.1: cannot open")
     assert "--gpus all" in found.remedy
-    monkeypatch.setattr(findings.ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
     assert findings.driver([version]).passed
 
 
@@ -84,7 +85,7 @@ def test_a_cache_that_cannot_be_used(builds: bool, tmp_path: Path, monkeypatch: 
     """It matters where engines are built."""
     assert findings.cache(tmp_path / "not" / "there", builds).passed
     with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 1 << 20))  # type: ignore[attr-defined]
+        full.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 1 << 20))
         found = findings.cache(tmp_path, builds)
         assert ("1 MiB free" in found.found, found.passed) == (True, not builds)
 
