@@ -56,6 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MemoryError as error:
             _say("error", f"out of memory ({error}); take a smaller --size or --batch-size")
             return 2
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            _say("error", f"{error}: too little memory, or too many processes, for a limit that is set (ulimit)")
+            return 2
+        except ImportError as error:  # of a library that is damaged, or has no room
+            _say("error", f"a library cannot be loaded ({error}); see: edgediffusion doctor")
+            return 2
         except KeyboardInterrupt:
             return say_interrupted()
         except BrokenPipeError:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -257,6 +258,35 @@ def test_what_the_time_went_to(bundle: str, capsys: Capture) -> None:
     assert parts[0] == "start of Python, imports, small files"
     assert {"open unet", "digest unet", "open text_encoder"} < set(parts)
     assert parts[-6:] == ["text encoder", "step 1", "step 2", "steps 3 to 4", "VAE decoder", "write the file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("can't start new thread"),
+            "can't start new thread: too little memory, or too many processes, for",
+        ),
+        (
+            ImportError("x.so: failed to map"),
+            "a library cannot be loaded (x.so: failed to map); see: edgediffusion doc",
+        ),
+        (OSError(5, "Input/output error", "a/b"), "a/b: Input/output error"),
+        (OSError("odd"), "odd"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: Exception, line: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COMMANDS, "doctor", Mock(side_effect=error))
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith(f"edgediffusion: error: {line}")
+
+
+def test_a_bug_is_none_of_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "doctor", Mock(side_effect=RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["doctor"])
 
 
 def test_low_memory_prints_the_peak(bundle: str, capsys: Capture) -> None:
