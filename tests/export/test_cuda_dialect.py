@@ -37,6 +37,7 @@ PLACES = {
         "SkipLayerNormalization": 8,
         "SkipGroupNorm": 15,
         "FusedMatMul": 40,
+        "Split": 2,
     },
     "vae_decoder": {"MultiHeadAttention": 1, "GroupNorm": 21, "NhwcConv": 26, "SkipGroupNorm": 7, "FusedMatMul": 4},
     "vae_encoder": {"MultiHeadAttention": 1, "GroupNorm": 13, "NhwcConv": 18, "SkipGroupNorm": 3, "FusedMatMul": 4},

@@ -15,8 +15,8 @@ from .bias_split_gelu import fuse_bias_split_gelu
 from .channels_last import to_channels_last
 from .fused_mat_mul import fuse_mat_mul
 from .group_norm import fuse_group_norm
+from .joined_layers import join_layers
 from .multi_head_attention import fuse_multi_head_attention
-from .rewriter import DOMAIN
 from .skip_group_norm import fuse_skip_group_norm
 from .skip_layer_norm import fuse_skip_layer_norm
 
@@ -29,6 +29,7 @@ PASSES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "SkipLayerNormalization": fuse_skip_layer_norm,
     "SkipGroupNorm": fuse_skip_group_norm,
     "FusedMatMul": fuse_mat_mul,
+    "Split": join_layers,
 }
 
 
@@ -36,8 +37,9 @@ def to_cuda_dialect(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, 
     """`model` for the CUDA provider, and how many places each pass of `PASSES` changed."""
     changed = {}
     for op_type, graph_pass in PASSES.items():
+        before = sum(node.op_type == op_type for node in model.graph.node)
         model = graph_pass(model)
-        changed[op_type] = sum(node.domain == DOMAIN and node.op_type == op_type for node in model.graph.node)
+        changed[op_type] = sum(node.op_type == op_type for node in model.graph.node) - before
     return drop_unused(model), changed
 
 
