@@ -185,7 +185,7 @@ def test_kernels_are_turned_when_the_graph_is_opened(tmp_path: Path) -> None:
     contents = {name: (tmp_path / name).read_bytes() for name in ("model.onnx", "w.safetensors")}
     (tmp_path / "model.edz").write_bytes(b"".join(contents.values()))
     members = {f"unet/{name}": memoryview(content) for name, content in contents.items()}
-    offsets = {"unet/w.safetensors": len(contents["model.onnx"])}
+    offsets = {"unet/model.onnx": 0, "unet/w.safetensors": len(contents["model.onnx"])}
     packed = Packed(tmp_path / "model.edz", members, offsets, "unet/model.onnx")
     options = onnxruntime.SessionOptions()
     kept = give_turned(packed, options)
