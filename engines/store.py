@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +15,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .errors import BackendUnavailable, EngineError
-from .files import PARTIAL, replacing
+from .errors import BackendUnavailable, EngineError, UsageError
+from .files import PARTIAL, replacing, sync
 from .recipe import Graph, Recipe, Target
 
 PLAN, SIDECAR, LOCK = ".plan", ".json", ".lock"
@@ -180,7 +179,11 @@ class Store:
         return self.add(recipe, built, plan)
 
     def add(self, recipe: Recipe, built: Built, plan: bytes) -> Entry:
-        """Write an engine and its sidecar here."""
+        """Write an engine and its sidecar here.
+
+        Raises:
+            UsageError: they cannot be written; there is no such engine then.
+        """
         entry = Entry(recipe, built, self._path(recipe, PLAN))
         self.folder.mkdir(parents=True, exist_ok=True)
         entry.sidecar.unlink(missing_ok=True)
@@ -194,10 +197,12 @@ class Store:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as partial, partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+            sync(partial)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def read_sidecar(path: Path) -> Entry:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgediffusion.engines.errors import EngineError
+from edgediffusion.engines.errors import EngineError, UsageError
 from edgediffusion.engines.recipe import Recipe
 from edgediffusion.engines.store import DamagedEngine, Entry, NoEngine, Store, find_engines, read_sidecar
 
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UsageError, match=r"\.plan: cannot be written: No space left on device"):
         add(store)
     assert [path.suffix for path in store.folder.iterdir()] == [".lock"]
 

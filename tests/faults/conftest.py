@@ -8,9 +8,9 @@ import pytest
 
 from edgediffusion.runtime.packs.write import pack_bundle
 
-from ..runtime.conftest import bundle_path, clip_tokenizer, opened
+from ..runtime.conftest import Opened, bundle_path, clip_tokenizer, opened
 
-__all__ = ["bundle_path", "clip_tokenizer", "opened"]
+__all__ = ["Opened", "bundle_path", "clip_tokenizer", "opened"]
 
 
 @pytest.fixture

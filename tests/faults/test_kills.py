@@ -18,6 +18,7 @@ from edgediffusion.runtime.packs.unpack import unpack
 from edgediffusion.runtime.packs.write import pack_bundle
 from edgediffusion.runtime.pipeline import BUILTIN
 
+from .commands import kill
 from .conftest import contents
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
@@ -34,20 +35,6 @@ print("ready", flush=True)
 sys.stdin.readline()
 pack_bundle(source, target) if sys.argv[1] == "pack" else unpack(open_pack(source), target)
 """
-
-
-def kill(moment: float, *arguments: str | Path) -> bool:
-    """Whether it was still at work."""
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        time.sleep(moment)
-        process.kill()
-    return process.returncode != 0
 
 
 def test_packing(tmp_path: Path) -> None:
@@ -75,7 +62,7 @@ def try_packing(folder: Path, seeds: range) -> int:
     seconds, whole = time.monotonic() - start, path.read_bytes()
     for seed in seeds:
         path.unlink()
-        killed += kill(random.Random(seed).uniform(0, seconds), "pack", BUILTIN, path)
+        killed += kill(random.Random(seed).uniform(0, seconds), PROGRAM, "pack", BUILTIN, path)
         if path.exists():
             assert path.read_bytes() == whole, seed
         else:
@@ -94,7 +81,7 @@ def try_unpacking(folder: Path, seeds: range) -> int:
     assert contents(folder / "timed") == wanted
     for seed in seeds:
         target = folder / str(seed)
-        killed += kill(random.Random(seed).uniform(0, seconds), "unpack", path, target)
+        killed += kill(random.Random(seed).uniform(0, seconds), PROGRAM, "unpack", path, target)
         try:
             Manifest.read(target)
         except BundleError:

@@ -42,7 +42,7 @@ def test_a_gibibyte_is_enough(kind: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "a-car.png\n", "")
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2])
+@pytest.mark.parametrize("share", [0.1, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_too_little_is_said_in_a_line(share: float, tmp_path: Path) -> None:
     done = edgediffusion("RLIMIT_DATA", int(share * GIB), "generate", "a car", cwd=tmp_path)
     assert done.returncode == 2
