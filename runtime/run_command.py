@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
         if options.max_memory is not None:
             limit_memory(options.max_memory)
         worker = Worker(
-            pipeline=stack.enter_context(Pipeline.load(**opening(options))),
+            pipeline=stack.enter_context(Pipeline.load(**opening(options), low_memory=options.low_memory)),
             out=options.output,
             journal=journal,
             monitor=monitor,
@@ -101,6 +101,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--timeout", type=_seconds, metavar="SECONDS", help="for an attempt at a job; default: none")
     add("--retries", type=_count, default=2, metavar="N", help="of a job that fails; default: %(default)s")
     add("--max-memory", type=_mebibytes, metavar="MIB", help="that the process may have for itself, on Linux")
+    add("--low-memory", action="store_true", help="load each network when it is needed and free it after that")
     add("--status", type=Path, metavar="FILE", help="JSON that says what it does, replaced whenever that changes")
     add("--metrics", type=Path, metavar="FILE", help="the same in Prometheus' text format (.prom)")
     add("--log-json", action="store_true", help="logs on stderr as JSON lines")

@@ -433,6 +433,12 @@ def test_jobs_are_read_again_when_their_file_changes() -> None:
     assert [len(list(source.jobs())) for _ in range(2)] == [0, 2]
 
 
+def test_low_memory(bundle: str, opened: Opened) -> None:
+    jobs(ONE, ONE)
+    assert run(bundle, "--low-memory") == 0
+    assert opened.names.count("unet") == 2
+
+
 def test_warm(bundle: str, opened: Opened, capsys: Capture) -> None:
     assert main(["warm", "--bundle", bundle]) == 0
     assert capsys.readouterr().out.startswith("opened in ")
