@@ -13,6 +13,7 @@ from edgediffusion.bench.processes import execute
 from edgediffusion.runtime.metadata import read_parameters
 
 
+@pytest.mark.slow
 def test_all_draw_the_same_picture_and_the_stages_are_known(bundle: Path, tmp_path: Path) -> None:
     commands = pictures.drawing_commands(bundle, tmp_path, lambda line: None)
     for command in commands.values():

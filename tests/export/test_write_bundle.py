@@ -152,6 +152,7 @@ def test_text_encoder_keys_are_those_of_every_original_checkpoint(bundle: Path) 
         assert file.metadata() == {"format": "pt"}
 
 
+@pytest.mark.slow
 def test_a_bundle_is_a_checkpoint_and_its_export_is_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     export_bundle(bundle, tmp_path / "again")
     for name, record in Manifest.read(bundle).files.items():
@@ -273,6 +274,7 @@ def test_a_component_that_is_missing(checkpoint: Path, tmp_path: Path) -> None:
         export_bundle(tmp_path / "source", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_resume_keeps_what_is_whole_and_of_the_same_weights(
     checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

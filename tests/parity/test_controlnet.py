@@ -152,5 +152,6 @@ def test_each_has_a_say_in_its_part_of_the_steps(draw: Draw) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+@pytest.mark.slow
 def test_the_comparison_can_fail(draw: Draw) -> None:
     assert psnr(*draw(1.0, told=(0.9,))) < MIN_PSNR
