@@ -177,9 +177,8 @@ def half_bundles(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.Te
     return bundle
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "sd" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_picture_in_float16(name: str, checkpoints: Any, half_bundles: Any) -> None:
     for ours, theirs in draw_both(CASES[name], checkpoints, half_bundles):
         assert psnr(ours, theirs) >= MIN_PSNR_FLOAT16
