@@ -280,6 +280,10 @@ def test_a_real_terminal_says_its_size() -> None:
     with os.fdopen(secondary, "w") as stream:
         screen = Screen.of(stream, {"TERM": "xterm"})
         assert screen is not None
-        screen.show(gradient(20, 20), "")
-        assert os.read(primary, 100).decode().count("\n") == 10
+        screen.show(gradient(20, 20), "step 1")
+        shown = b""
+        while not shown.endswith(b"step 1\x1b[K"):  # a terminal hands over what was written in pieces
+            shown += os.read(primary, 4096)
+        room, _, _ = shown.partition(b"\x1b7")
+        assert room.count(b"\n") == 10
     os.close(primary)
