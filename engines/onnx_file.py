@@ -1,4 +1,4 @@
-"""What an ONNX file says about itself, read without loading it: protocol buffers' wire format, weights skipped.
+"""What an ONNX file says about itself, read without loading it, weights skipped.
 
 Field numbers are those of onnx.proto3, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3.
 """
@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import BinaryIO
 
 import numpy as np
 
@@ -19,13 +18,12 @@ from .errors import BundleError
 from .files import sha256_of
 from .packed import File, Packed, size_of
 from .spec import Array, GraphSpec, TensorSpec
+from .wire import Message
 
 _DTYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_FIXED = {_FIXED64: 8, _FIXED32: 4}
 GRAPH, _OPSET_IMPORT = 7, 8  # of a model
-_INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of a graph
-_DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA = 1, 2, 8, 13  # of a tensor
+INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of a graph
+_DIMS, _DATA_TYPE, _NAME, EXTERNAL_DATA = 1, 2, 8, 13  # of a tensor
 # The name of a weight ends so where its shape has the channels last and its place in the file has them second.
 TURNED = "/channels_last"
 
@@ -41,71 +39,6 @@ class OnnxFile:
     spec: GraphSpec
     data: tuple[str, ...]
     weights: int
-
-
-@dataclass(frozen=True)
-class Message:
-    """A stretch of the file. Iterating gives the fields: number, and a number or a message."""
-
-    file: BinaryIO
-    start: int
-    end: int
-
-    def __iter__(self) -> Iterator[tuple[int, int | Message]]:
-        position = self.start
-        while position < self.end:
-            self.file.seek(position)
-            tag = self._varint()
-            field, kind = tag >> 3, tag & 7
-            if kind == _VARINT:
-                value = self._varint()
-                position = self.file.tell()
-                yield field, value
-            elif kind == _BYTES:
-                length = self._varint()
-                start = self.file.tell()
-                position = start + length
-                if position > self.end:
-                    raise ValueError("cut short")
-                yield field, Message(self.file, start, position)
-            elif kind in _FIXED:
-                position = self.file.tell() + _FIXED[kind]
-            else:
-                raise ValueError(f"wire type {kind}")
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.file.read(1)
-            if not byte or shift > 63:
-                raise ValueError("cut short")
-            value |= (byte[0] & 0x7F) << shift
-            if byte[0] < 0x80:
-                return value
-            shift += 7
-
-    def messages(self, number: int) -> list[Message]:
-        """The fields of this `number` that are messages or text."""
-        return [value for field, value in self if field == number and isinstance(value, Message)]
-
-    def numbers(self, number: int) -> list[int]:
-        """The fields of this `number` that are numbers."""
-        return [value for field, value in self if field == number and isinstance(value, int)]
-
-    def number(self, number: int) -> int:
-        """The last field of this `number`, 0 where there is none."""
-        return ([0, *self.numbers(number)])[-1]
-
-    def text(self, number: int) -> str:
-        """The last field of this `number` as text, empty where there is none."""
-        for message in reversed(self.messages(number)):
-            return message.content().decode()
-        return ""
-
-    def content(self) -> bytes:
-        """The stretch itself."""
-        self.file.seek(self.start)
-        return self.file.read(self.end - self.start)
 
 
 @contextmanager
@@ -126,8 +59,8 @@ def read_onnx(path: Path) -> OnnxFile:
             (graph,) = model.messages(GRAPH)
             opsets = {imported.text(1): imported.number(2) for imported in model.messages(_OPSET_IMPORT)}
             spec = GraphSpec(path.parent.name, _tensors(graph, _INPUT), _tensors(graph, _OUTPUT))
-            external = [tensor for tensor in graph.messages(_INITIALIZER) if tensor.messages(_EXTERNAL_DATA)]
-            entries = (entry for tensor in external for entry in tensor.messages(_EXTERNAL_DATA))
+            external = [tensor for tensor in graph.messages(INITIALIZER) if tensor.messages(EXTERNAL_DATA)]
+            entries = (entry for tensor in external for entry in tensor.messages(EXTERNAL_DATA))
             data = {entry.text(2) for entry in entries if entry.text(1) == "location"}
             weights = sum(math.prod(tensor.numbers(_DIMS)) for tensor in external)
             opset = opsets[""]
@@ -144,7 +77,7 @@ def read_turned(path: File) -> dict[str, Array]:
     with open_model(path) as model:
         (graph,) = model.messages(GRAPH)
         tensors = [
-            t for t in graph.messages(_INITIALIZER) if t.messages(_EXTERNAL_DATA) and t.text(_NAME).endswith(TURNED)
+            t for t in graph.messages(INITIALIZER) if t.messages(EXTERNAL_DATA) and t.text(_NAME).endswith(TURNED)
         ]
         mapped = {tensor.text(_NAME): _mapped(tensor, path.parent) for tensor in tensors}
     with ThreadPoolExecutor() as pool:
@@ -153,7 +86,7 @@ def read_turned(path: File) -> dict[str, Array]:
 
 def _mapped(tensor: Message, folder: File) -> Array:
     """A weight in its file, as PyTorch has it: (out, in, height, width)."""
-    place = {entry.text(1): entry.text(2) for entry in tensor.messages(_EXTERNAL_DATA)}
+    place = {entry.text(1): entry.text(2) for entry in tensor.messages(EXTERNAL_DATA)}
     out, height, width, channels = tensor.numbers(_DIMS)
     shape = (out, channels, height, width)
     dtype, offset, file = _DTYPES[tensor.number(_DATA_TYPE)], int(place["offset"]), folder / place["location"]

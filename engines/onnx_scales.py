@@ -11,10 +11,11 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from .onnx_file import GRAPH, Message, open_model
+from .onnx_file import GRAPH, INITIALIZER, open_model
+from .wire import Message, rewrite, write_field
 
 _SCALES = "edgediffusion/twice"
-_NODE, _INITIALIZER = 1, 5  # of a graph
+_NODE = 1  # of a graph
 _INPUT, _OP_TYPE, _ATTRIBUTE = 1, 4, 5  # of a node
 _NAME = 1  # of an attribute
 _SINCE_18 = {"axes", "antialias", "keep_aspect_ratio_policy"}
@@ -23,55 +24,31 @@ _SINCE_18 = {"axes", "antialias", "keep_aspect_ratio_policy"}
 def with_scales(path: Path) -> bytes:
     """The model in the file `path`, each Resize along `axes` turned into one that doubles height and width."""
     with open_model(path) as model:
-        parts = []
-        for field, value in model:
-            content = _graph(value) if field == GRAPH and isinstance(value, Message) else _content(value)
-            parts.append(_field(field, content))
-    return b"".join(parts)
+        return rewrite(model, (GRAPH,), _graph)
 
 
 def _graph(graph: Message) -> bytes:
-    parts = [_field(_INITIALIZER, _tensor())]
-    for field, value in graph:
-        is_resize = field == _NODE and isinstance(value, Message) and _resizes_axes(value)
-        parts.append(_field(field, b"".join(_twice(value)) if is_resize else _content(value)))  # type: ignore[arg-type]
-    return b"".join(parts)
+    return write_field(INITIALIZER, _tensor()) + rewrite(graph, (_NODE,), _node)
 
 
-def _resizes_axes(node: Message) -> bool:
-    return node.text(_OP_TYPE) == "Resize" and any(a.text(_NAME) == "axes" for a in node.messages(_ATTRIBUTE))
+def _node(node: Message) -> bytes:
+    resizes_axes = node.text(_OP_TYPE) == "Resize" and any(a.text(_NAME) == "axes" for a in node.messages(_ATTRIBUTE))
+    return b"".join(_twice(node)) if resizes_axes else node.content()
 
 
 def _twice(node: Message) -> Iterator[bytes]:
     """The node with its picture and the scales as inputs."""
     inputs = node.messages(_INPUT)
     for name in (inputs[0].content(), b"", _SCALES.encode()):
-        yield _field(_INPUT, name)
+        yield write_field(_INPUT, name)
     for field, value in node:
         newer = field == _ATTRIBUTE and isinstance(value, Message) and value.text(_NAME) in _SINCE_18
         if field != _INPUT and not newer:
-            yield _field(field, _content(value))
+            yield write_field(field, value)
 
 
 def _tensor() -> bytes:
     dims, float32, name, raw = 1, 2, 8, 9  # fields of a tensor
     values = struct.pack("<4f", 1, 1, 2, 2)
-    return _field(dims, 4) + _field(float32, 1) + _field(name, _SCALES.encode()) + _field(raw, values)
-
-
-def _content(value: int | Message) -> int | bytes:
-    return value if isinstance(value, int) else value.content()
-
-
-def _field(number: int, content: int | bytes) -> bytes:
-    if isinstance(content, int):
-        return _varint(number << 3) + _varint(content)
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    parts = []
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
+    fields: dict[int, int | bytes] = {dims: 4, float32: 1, name: _SCALES.encode(), raw: values}
+    return b"".join(write_field(number, content) for number, content in fields.items())
