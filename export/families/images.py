@@ -22,9 +22,8 @@ def image_encoder_spec(config: Config) -> GraphSpec:
 
 
 def image_encoder_samples(config: Config, seen: Seen) -> list[Sample]:
-    """Pictures in about the range that the mean and deviation of the preprocessor give."""
-    size = config["image_size"]
-    return [Sample(f"batch {n}", {"pixel_values": 2 * pictures(n, size, size, seed=n)}) for n in (2, 1)]
+    """See `_samples`."""
+    return _samples("pixel_values", config["image_size"])
 
 
 def safety_checker_spec(config: Config) -> GraphSpec:
@@ -41,9 +40,13 @@ def safety_checker_spec(config: Config) -> GraphSpec:
 
 
 def safety_checker_samples(config: Config, seen: Seen) -> list[Sample]:
-    """See `image_encoder_samples`."""
-    size = safety_checker_config(config).vision_config.image_size
-    return [Sample(f"batch {n}", {"clip_input": 2 * pictures(n, size, size, seed=n)}) for n in (2, 1)]
+    """See `_samples`."""
+    return _samples("clip_input", safety_checker_config(config).vision_config.image_size)
+
+
+def _samples(name: str, size: int) -> list[Sample]:
+    """Pictures in about the range that the mean and deviation of the preprocessor give."""
+    return [Sample(f"batch {n}", {name: 2 * pictures(n, size, size, seed=n)}) for n in (2, 1)]
 
 
 def pictures(batch: int, height: int, width: int, *, seed: int) -> Array:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import onnx
 
+from ..counted import apply_counted
 from ..cuda.fused_mat_mul import fuse_mat_mul
 from ..cuda.multi_head_attention import fuse_multi_head_attention
-from ..drop_unused import drop_unused
 from .halves import split_weights
 from .rows import to_rows
 
@@ -27,16 +27,7 @@ PASSES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
 
 def to_cpu_dialect(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     """`model`, whose weights are as torch has them, for the CPU provider, and how many operators each pass made."""
-    changed = {}
-    for op_type, graph_pass in PASSES.items():
-        before = _count(model, op_type)
-        model = graph_pass(model)
-        changed[op_type] = _count(model, op_type) - before
-    return drop_unused(model), changed
-
-
-def _count(model: onnx.ModelProto, op_type: str) -> int:
-    return sum(node.op_type == op_type for node in model.graph.node)
+    return apply_counted(model, PASSES)
 
 
 __all__ = ["PASSES", "to_cpu_dialect"]

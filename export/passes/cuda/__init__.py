@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import onnx
 
-from ..drop_unused import drop_unused
+from ..counted import apply_counted
 from .bias_split_gelu import fuse_bias_split_gelu
 from .channels_last import to_channels_last
 from .fused_mat_mul import fuse_mat_mul
@@ -35,12 +35,7 @@ PASSES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
 
 def to_cuda_dialect(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     """`model` for the CUDA provider, and how many places each pass of `PASSES` changed."""
-    changed = {}
-    for op_type, graph_pass in PASSES.items():
-        before = sum(node.op_type == op_type for node in model.graph.node)
-        model = graph_pass(model)
-        changed[op_type] = sum(node.op_type == op_type for node in model.graph.node) - before
-    return drop_unused(model), changed
+    return apply_counted(model, PASSES)
 
 
 __all__ = ["PASSES", "to_cuda_dialect"]
