@@ -30,6 +30,13 @@ def add_backend(parser: Parser) -> None:
     add("--no-build", dest="build", action="store_false", help="fail where an engine is lacking that could be built")
 
 
+def add_model(parser: Parser) -> None:
+    """The bundle, and see `add_backend`."""
+    help_text = "the folder or pack of the model; default: the built-in one"
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help=help_text)
+    add_backend(parser)
+
+
 def add_trust(parser: Parser) -> None:
     """Whose packs are taken."""
     help_text = "refuse a pack that this public key did not sign: a PEM file of Ed25519"
@@ -37,7 +44,7 @@ def add_trust(parser: Parser) -> None:
 
 
 def opening(options: argparse.Namespace) -> dict[str, Any]:
-    """The bundle and what `add_backend` has read, as `Bundle.open` and `Pipeline.load` take them."""
+    """What `add_model` has read, as `Bundle.open` and `Pipeline.load` take them."""
     return {name: getattr(options, name) for name in ("bundle", "backend", "device", "build")}
 
 

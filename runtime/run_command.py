@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgediffusion.engines.errors import UsageError
 
-from .arguments import Parser, add_backend, opening, print_line
+from .arguments import Parser, add_model, opening, print_line
 from .doctor import limit_memory
 from .journal import Journal
 from .logs import log, logging_to
@@ -73,9 +73,8 @@ def warm(arguments: Sequence[str]) -> int:
     """See `cli.warm`."""
     parser = Parser("warm", "Build what engines are lacking, read the weights, draw one step: the next start is fast.")
     add = parser.add_argument
-    add("--bundle", type=Path, metavar="DIR", help="the folder or pack of the model; default: the built-in one")
     add("--num-images", type=int, default=1, metavar="N", help="at once; default: %(default)s")
-    add_backend(parser)
+    add_model(parser)
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     with Pipeline.load(**opening(options)) as pipeline:
@@ -105,8 +104,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--status", type=Path, metavar="FILE", help="JSON that says what it does, replaced whenever that changes")
     add("--metrics", type=Path, metavar="FILE", help="the same in Prometheus' text format (.prom)")
     add("--log-json", action="store_true", help="logs on stderr as JSON lines")
-    add("--bundle", type=Path, metavar="DIR", help="the folder or pack of the model; default: the built-in one")
-    add_backend(parser)
+    add_model(parser)
     return parser.parse_args(arguments)
 
 
