@@ -18,6 +18,7 @@ from edgediffusion.export.families import Sample
 from edgediffusion.export.passes.cpu import to_cpu_dialect
 from edgediffusion.export.passes.cpu.halves import split_weights
 from edgediffusion.export.passes.cpu.rows import to_rows
+from edgediffusion.export.passes.cpu.subpixels import to_subpixels
 from edgediffusion.export.precision import Case, open_graph
 from edgediffusion.export.verify import relative_error
 from edgediffusion.runtime.manifest import Manifest
@@ -25,7 +26,7 @@ from edgediffusion.runtime.manifest import Manifest
 # How many operators each pass makes in the tiny networks.
 PLACES = {
     "unet": {"MultiHeadAttention": 8, "Slice": 16, "Gemm": 20, "FusedMatMul": 24},
-    "vae_decoder": {"MultiHeadAttention": 1, "Gemm": 4},
+    "vae_decoder": {"MultiHeadAttention": 1, "Gemm": 4, "Conv": 9},
     "vae_encoder": {"MultiHeadAttention": 1, "Gemm": 4},
     "text_encoder": {"Gemm": 12},
 }
@@ -42,6 +43,10 @@ WEIGHTS = {
     "f": rng.standard_normal((4, 4)),
     "k": rng.standard_normal((12, 12)),
     "gamma": rng.standard_normal(4),
+    "kernel": rng.standard_normal((5, 4, 3, 3)),
+    "bias": rng.standard_normal(5),
+    "twice": np.array([1, 1, 2, 2]),
+    "thrice": np.array([1, 1, 3, 3]),
     "root": np.array(2**0.5),
     "one": np.array(1),
     "half": np.array(0.5),
@@ -134,6 +139,42 @@ def test_what_rows_do_not_follow(text: str, rows: int) -> None:
     dialect = to_rows(model)
     assert ops(dialect).count("Gemm") == rows
     assert relative_error(run(dialect, feeds), run(model, feeds)) < TOLERANCE
+
+
+UPSAMPLED = (
+    "(float[n, 4, h, w] x) => (float[n, 5, p, q] y) {"
+    '[u] u = Resize<mode = "nearest", nearest_mode = "floor", coordinate_transformation_mode = "asymmetric">'
+    "(x, , twice) [v0] v0 = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [1, 1], dilations = [1, 1],"
+    "group = 1>(u, kernel, bias) [y] y = Relu(v0) }"
+)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 4), (8, 5)])
+def test_a_convolution_of_a_doubled_picture_is_four_of_the_picture(size: tuple[int, int]) -> None:
+    model = parsed(UPSAMPLED)
+    feeds = {"x": rng.standard_normal((2, 4, *size)).astype(np.float32)}
+    dialect = to_subpixels(model)
+    assert ops(dialect).count("Conv") == 4
+    assert "Resize" not in ops(dialect)
+    assert relative_error(run(dialect, feeds), run(model, feeds)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("twice", "thrice"),
+        ('mode = "nearest",', 'mode = "linear",'),
+        ('"floor"', '"ceil"'),
+        ('"asymmetric"', '"half_pixel"'),
+        ("(x, , twice)", "(x, , , sizes)"),
+        ("pads = [1, 1, 1, 1]", "pads = [0, 0, 0, 0]"),
+        ("strides = [1, 1]", "strides = [2, 2]"),
+        ("Relu(v0)", "Sum(v0, u)"),
+    ],
+)
+def test_what_no_sub_pixels_are_made_of(before: str, after: str) -> None:
+    assert before in UPSAMPLED
+    assert ops(to_subpixels(parsed(UPSAMPLED.replace(before, after)))).count("Conv") == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [("axis = -1", "axis = 1"), ("Add(p, b)", "Add(p, x)")])

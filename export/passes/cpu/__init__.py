@@ -15,6 +15,7 @@ from ..cuda.fused_mat_mul import fuse_mat_mul
 from ..cuda.multi_head_attention import fuse_multi_head_attention
 from .halves import split_weights
 from .rows import to_rows
+from .subpixels import to_subpixels
 
 # What a pass makes, and the pass; the later ones build on what the earlier ones made.
 PASSES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
@@ -22,6 +23,7 @@ PASSES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "Slice": split_weights,
     "Gemm": to_rows,
     "FusedMatMul": fuse_mat_mul,
+    "Conv": to_subpixels,
 }
 
 
