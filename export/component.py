@@ -113,7 +113,18 @@ def load_network(part: Part, network: Network) -> tuple[nn.Module, dict[str, Wei
     """The network of `part` in float32, and its weights as they are stored.
 
     Raises:
-        ExportError: the config is of no such network, or see `sources.select` and `weights.load`.
+        ExportError: see `match_network` and `weights.load`.
+    """
+    module, stored = match_network(part, network)
+    module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
+    return module, stored
+
+
+def match_network(part: Part, network: Network) -> tuple[nn.Module, dict[str, Weight]]:
+    """The network of `part`, empty, and its weights as they are stored, unread.
+
+    Raises:
+        ExportError: the config is of no such network, or see `sources.select`.
     """
     config = part.config
     try:
@@ -124,9 +135,7 @@ def load_network(part: Part, network: Network) -> tuple[nn.Module, dict[str, Wei
         reason = one_line(repr(error))
         raise ExportError(f"{part.where / 'config.json'}: describes no network of this kind ({reason})") from error
     shapes = {key: tuple(weight.shape) for key, weight in module.state_dict().items()}
-    stored = select(part, shapes, network.renames, network.skip)
-    module.load_state_dict({key: load(key, tensor) for key, tensor in stored.items()}, assign=True)
-    return module, stored
+    return module, select(part, shapes, network.renames, network.skip)
 
 
 def _trace(module: nn.Module, spec: GraphSpec, samples: list[Sample], folder: Path, opset: int) -> Case:

@@ -14,6 +14,7 @@ from edgediffusion.engines.files import sha256_of
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
 
+from .component import match_network
 from .families import FAMILIES
 from .latent_rgb import add_latent_rgb, said
 from .options import Options
@@ -48,6 +49,8 @@ def export_bundle(
     family = checkpoint.family
     parts = _parts(checkpoint)
     sizes = {} if options.static is None else static_sizes(family, parts, options.static)
+    for name, part in parts.items():  # before the first of them has taken minutes
+        match_network(part, FAMILIES[family][name])
     with staging(out.resolve(), keep=options.resume) as folder:
         _check_disk(out, folder, parts, options)
         notes, digests = _export_components(family, parts, sizes, options, folder, report)

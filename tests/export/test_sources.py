@@ -26,9 +26,9 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def edit(copy: Path, **changes: np.ndarray | None) -> None:
-    """Replace weights of the text encoder, or remove those that are None."""
-    path = copy / "text_encoder" / WEIGHTS
+def edit(copy: Path, weights: str = f"text_encoder/{WEIGHTS}", /, **changes: np.ndarray | None) -> None:
+    """Replace weights, or remove those that are None."""
+    path = copy / weights
     tensors = load_file(path) | changes
     save_file({key: value for key, value in tensors.items() if value is not None}, path, {"format": "pt"})
 
@@ -87,6 +87,14 @@ def test_broken_header(copy: Path) -> None:
 def test_missing_weight(copy: Path) -> None:
     edit(copy, **{"final_layer_norm.bias": None})
     refused(copy, r"text_encoder: 1 weights missing, first text_model.final_layer_norm.bias; config.json and weights")
+
+
+def test_a_weight_of_the_last_component_is_missed_before_the_first_is_exported(copy: Path) -> None:
+    edit(copy, "unet/diffusion_pytorch_model.safetensors", **{"conv_out.bias": None})
+    lines: list[str] = []
+    with pytest.raises(ExportError, match=r"unet: 1 weights missing, first conv_out\.bias"):
+        export_bundle(copy, copy.parent / "out", report=lines.append)
+    assert not lines
 
 
 def test_left_over_weight(copy: Path) -> None:
