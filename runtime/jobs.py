@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from edgediffusion.engines.errors import UsageError
 
@@ -16,6 +16,7 @@ from .images import open_image
 from .metadata import Parameters, read_parameters
 from .output import Output
 from .settings import Settings
+from .typed import fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,13 +32,7 @@ KNOWN = {"prompt": "str", "negative_prompt": "str", "image": "Image", "mask": "I
     for name, kind in Settings.__annotations__.items()
     if name in {*Parameters.__annotations__, "num_images", "control_images"} - {"refiner", "denoising_start"}
 }
-# Part of an annotation -> what the value is in JSON; other parts are lists there.
-_JSON: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "Image": (str,),
-}
+_HINTS = get_type_hints(Settings, localns={"Image": str, "Pipeline": object}) | {"prompt": str, "negative_prompt": str}
 _OPENERS: dict[str, Callable[[Any], Any]] = {
     "Image": lambda file: open_image(Path(file)),
     "Sequence[Image]": lambda files: [open_image(Path(file)) for file in files],
@@ -156,19 +151,14 @@ def is_written(order: Order, k: int) -> bool:
 def _parse(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+        json.dumps(record, ensure_ascii=False).encode()  # JSON can spell half of a character, which is no text
+    except (RecursionError, ValueError) as error:
         raise UsageError(f"{place}: not JSON ({error})") from None
     if not isinstance(record, dict):
         raise UsageError(f'{place}: {line}; wanted an object, such as {{"prompt": "a red apple"}}')
     for name, value in record.items():
         if name not in KNOWN:
             raise UsageError(f"{place}: unknown key {name!r}; known: {', '.join(sorted(KNOWN))}")
-        if isinstance(value, bool) or not isinstance(
-            value, sum((_JSON.get(kind, (list,)) for kind in _kinds(name)), ())
-        ):
+        if value is None or not fits(value, _HINTS[name], name):
             raise UsageError(f"{place}: {name} {json.dumps(value)}; wanted {KNOWN[name].replace('Image', 'file name')}")
     return {name: _OPENERS.get(KNOWN[name], lambda value: value)(value) for name, value in record.items()}
-
-
-def _kinds(name: str) -> list[str]:
-    return [kind for kind in KNOWN[name].split(" | ") if kind != "Sequence[str]"]

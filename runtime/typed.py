@@ -17,7 +17,7 @@ def check_types(value: Any, name: str) -> None:
     """
     kind: Any = type(value)
     for field, hint in _hints(kind).items():
-        if not _fits(getattr(value, field), hint, f"{name}.{field}"):
+        if not fits(getattr(value, field), hint, f"{name}.{field}"):
             raise TypeError(f"{name}.{field} is {getattr(value, field)!r:.60}")
 
 
@@ -27,15 +27,20 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def _fits(value: object, hint: Any, name: str) -> bool:
+def fits(value: object, hint: Any, name: str) -> bool:
+    """Whether `value` is of the type `hint`: of unions, sequences and mappings of plain types, or a dataclass.
+
+    Raises:
+        TypeError: see `check_types`, for a dataclass; it calls the value `name`.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, option, name) for option in arguments)
+        return any(fits(value, option, name) for option in arguments)
     if origin in (tuple, Sequence):
-        return isinstance(value, (tuple, list)) and all(_fits(part, arguments[0], name) for part in value)
+        return isinstance(value, (tuple, list)) and all(fits(part, arguments[0], name) for part in value)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(
-            _fits(key, arguments[0], name) and _fits(part, arguments[1], f"{name}.{key}") for key, part in value.items()
+            fits(key, arguments[0], name) and fits(part, arguments[1], f"{name}.{key}") for key, part in value.items()
         )
     if hint in (int, float):
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)

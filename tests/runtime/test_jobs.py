@@ -7,7 +7,6 @@ from PIL import Image
 
 from edgediffusion.runtime import GeneratedImage
 from edgediffusion.runtime.cli import main
-from edgediffusion.runtime.jobs import KNOWN, _kinds
 from edgediffusion.runtime.metadata import read_parameters
 
 from .conftest import Opened, names
@@ -39,7 +38,7 @@ def test_json_lines_take_any_parameter(bundle: str, folder: Path) -> None:
     Image.new("RGB", (16, 16), "grey").save("start.png")
     Path("job.jsonl").write_text(
         '{"prompt": "a car", "seed": 7, "num_images": 2, "width": 24, "negative_prompt": "red"}\n'
-        '{"sigmas": [14.0, 3.5], "num_inference_steps": 2, "scheduler": "euler"}\n'
+        '{"sigmas": [14.0, 3.5], "num_inference_steps": 2, "scheduler": "euler", "vae_tiling": true}\n'
         '{"prompt": "a rocket", "image": "start.png", "strength": 0.5, "num_inference_steps": 4}\n'
     )
     assert job(bundle, "a default", "--seed", "1", file="job.jsonl") == 0
@@ -48,6 +47,7 @@ def test_json_lines_take_any_parameter(bundle: str, folder: Path) -> None:
     assert (two.seed, two.width, two.negative_prompt, two.num_inference_steps) == (8, 24, "red", 1)
     assert read_parameters(folder / "job-2.png").prompt == "a default"
     assert read_parameters(folder / "job-2.png").sigmas == "14.0,3.5"
+    assert read_parameters(folder / "job-2.png").vae_tiling
     assert read_parameters(folder / "job-3.png").strength == 0.5
 
 
@@ -111,6 +111,17 @@ def test_without_a_seed_any_is_right_but_not_another_prompt(bundle: str, capsys:
         ("job.jsonl", '{"seed": 1}', "job.jsonl, line 1: no prompt"),
         ("job.jsonl", '{"prompt": "x", "seed": "1"}', 'job.jsonl, line 1: seed "1"; wanted int'),
         ("job.jsonl", '{"prompt": "x", "seed": true}', "job.jsonl, line 1: seed true; wanted int"),
+        ("job.jsonl", '{"prompt": "x", "seed": null}', "job.jsonl, line 1: seed null; wanted int"),
+        ("job.jsonl", '{"prompt": "x", "guidance_interval": ["a"]}', 'line 1: guidance_interval ["a"]; wanted tuple'),
+        (
+            "job.jsonl",
+            '{"prompt": "x", "controlnet_conditioning_scale": [true]}',
+            "scale [true]; wanted float | Sequen",
+        ),
+        ("job.jsonl", '{"prompt": "x", "control_images": [1]}', "control_images [1]; wanted Sequence[file name]"),
+        ("job.jsonl", '{"prompt": "x", "vae_tiling": 1}', "job.jsonl, line 1: vae_tiling 1; wanted bool"),
+        ("job.jsonl", '{"prompt": "\\ud800"}', "job.jsonl, line 1: not JSON ('utf-8' codec can't encode"),
+        ("job.jsonl", "[" * 100_000, "job.jsonl, line 1: not JSON ("),
         ("job.jsonl", '{"prompt": "x", "image": 1}', "job.jsonl, line 1: image 1; wanted file name"),
         ("job.jsonl", '{"prompt": "x", "image": "none.png"}', "none.png: cannot be read as a picture"),
         ("job.jsonl", '{"prompt": "x"}\n{"prompt": "x", "width": 9}', "job.jsonl, line 2: width 9; wanted a positive"),
@@ -128,10 +139,6 @@ def test_lines_that_cannot_be_used(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert drawn(opened) == 0
-
-
-def test_every_key_has_values_in_json() -> None:
-    assert all(_kinds(name) for name in KNOWN)
 
 
 def test_the_known_keys_are_named(bundle: str, capsys: Capture) -> None:
