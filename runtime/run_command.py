@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
             retries=options.retries,
         )
         idle = False
-        while not stop.asked.is_set():
+        while not stop.asked:
             if worker.work(source.jobs()):
                 idle = False
             elif not options.watch:
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
                 monitor.is_now("waiting")
                 idle = True
             if options.watch:
-                stop.asked.wait(LOOK)
+                time.sleep(LOOK)
         failed = source.unreadable or any(map(journal.has_failed, source.jobs()))
     return 1 if failed and not options.watch else 0
 
@@ -142,7 +142,7 @@ def _asked_by_sigterm(stop: Stop) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        if stop.asked.is_set():
+        if stop.asked:
             log(logging.INFO, "stopped by SIGTERM")
 
 

@@ -40,15 +40,20 @@ ENDINGS = {*JSON_LINES, ".txt"}
 
 
 class Stop:
-    """Asked for by a signal: the run at hand is cancelled, and no other begins."""
+    """Asked for by a signal: the run at hand is cancelled, and no other begins.
+
+    No `threading.Event`: a handler that interrupts whoever holds its lock would wait for good.
+    """
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
+        self.asked = False
         self._run: Run | None = None
 
     def ask(self) -> None:
-        """From any thread, or from the handler of a signal."""
-        self.asked.set()
+        """From the handler of a signal, which another one may interrupt."""
+        if self.asked:
+            return
+        self.asked = True
         if self._run is not None:
             self._run.cancel()
 
@@ -56,7 +61,7 @@ class Stop:
     def cancelling(self, run: Run) -> Iterator[None]:
         """A block in which `run` is what is cancelled."""
         self._run = run
-        if self.asked.is_set():
+        if self.asked:
             run.cancel()
         try:
             yield
@@ -122,7 +127,7 @@ class Worker:
         """
         pending = [job for job in jobs if not self.journal.is_over(job)]
         for k, job in enumerate(pending):
-            if self.stop.asked.is_set():
+            if self.stop.asked:
                 break
             self.monitor.is_now("drawing", job, len(pending) - k - 1)
             self._attempt(job)
@@ -143,7 +148,7 @@ class Worker:
             self._draw(order)
             sync(self.out)
         except RunCancelled as error:
-            if self.stop.asked.is_set():
+            if self.stop.asked:
                 self._ended(job, RETURNED, time.monotonic() - begin)
                 return
             late = f"timeout of {self.timeout:g} s ({error})"

@@ -7,18 +7,18 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from edgediffusion.engines.errors import EngineError, UsageError
-from edgediffusion.runtime import GeneratedImage, doctor, run_command
+from edgediffusion.runtime import GeneratedImage, Run, doctor, run_command
 from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.journal import Job, Journal
 from edgediffusion.runtime.metadata import read_parameters
-from edgediffusion.runtime.worker import Source
+from edgediffusion.runtime.worker import Source, Stop
 
 from .conftest import FUNCTIONS, Opened, names
 
@@ -216,6 +216,20 @@ def test_a_signal_gives_the_job_back(
     assert pictures() == []
     assert run(bundle, "--retries", "0") == 0
     assert pictures() == ["jobs-1.png", "jobs-2.png"]
+
+
+def test_a_second_signal_while_the_first_is_handled() -> None:
+    stop, cancelled = Stop(), list[int]()
+
+    class Asked:
+        def cancel(self) -> None:
+            cancelled.append(1)
+            stop.ask()
+
+    with stop.cancelling(cast(Run, Asked())):
+        stop.ask()
+    assert stop.asked
+    assert len(cancelled) == 1
 
 
 def test_a_full_disk_gives_the_job_back(bundle: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
