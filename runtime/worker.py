@@ -124,6 +124,7 @@ class Worker:
 
         Raises:
             UsageError: the journal, or a picture, cannot be written: no job could be done then.
+            BrokenPipeError: nobody reads the names of the pictures any more.
         """
         pending = [job for job in jobs if not self.journal.is_over(job)]
         for k, job in enumerate(pending):
@@ -134,41 +135,39 @@ class Worker:
         return bool(pending)
 
     def _attempt(self, job: Job) -> None:
+        begin = time.monotonic()
         if self.journal.attempts(job) > self.retries:
-            self._ended(job, FAILED, 0.0, reason=f"the process ended while it was drawn, {self.retries + 1} times")
+            reason = f"the process ended while it was drawn, {self.retries + 1} times"
+            self._ended(job, FAILED, begin, reason=reason)
             return
         self.journal.write(STARTED, job)
-        begin = time.monotonic()
         try:
-            (order,) = self._orders(job)
-        except UsageError as error:  # it would be the same the next time
-            self._ended(job, FAILED, time.monotonic() - begin, error)
-            return
-        try:
-            self._draw(order)
-            sync(self.out)
+            self._draw(self._order(job))
         except RunCancelled as error:
             if self.stop.asked:
-                self._ended(job, RETURNED, time.monotonic() - begin)
-                return
-            late = f"timeout of {self.timeout:g} s ({error})"
-            self._failed(job, time.monotonic() - begin, error, late)
-        except CannotWrite as error:
-            self._ended(job, RETURNED, time.monotonic() - begin, error)
+                self._ended(job, RETURNED, begin)
+            else:
+                self._failed(job, begin, error, f"timeout of {self.timeout:g} s ({error})")
+        except (CannotWrite, BrokenPipeError) as error:
+            self._ended(job, RETURNED, begin, error)
             raise
+        except UsageError as error:  # it would be the same the next time
+            self._ended(job, FAILED, begin, error)
         except Exception as error:
             if not isinstance(error, EdgeDiffusionError | MemoryError | OSError):
                 log(logging.ERROR, "unexpected error", exc_info=True, job=job.place)
-            self._failed(job, time.monotonic() - begin, error, one_line(error) or type(error).__name__)
+            self._failed(job, begin, error)
         except BaseException:
-            self._ended(job, RETURNED, time.monotonic() - begin)
+            self._ended(job, RETURNED, begin)
             raise
         else:
-            self._ended(job, DONE, time.monotonic() - begin)
+            self._ended(job, DONE, begin)
 
-    def _orders(self, job: Job) -> list[Order]:
+    def _order(self, job: Job) -> Order:
         line = {job.line: parse_line(job.path, job.line, job.text)}
-        return plan_job(self.pipeline, line, {"batch_size": "auto"}, job.path, self.out / f"{job.path.stem}.png")
+        output = self.out / f"{job.path.stem}.png"
+        (order,) = plan_job(self.pipeline, line, {"batch_size": "auto"}, job.path, output)
+        return order
 
     def _draw(self, order: Order) -> None:
         with self.stop.cancelling(order.run), deadline(self.timeout, order.run):
@@ -176,6 +175,7 @@ class Worker:
                 if drawn:
                     self.monitor.picture()
                     print_line(str(path))
+        sync(self.out)
 
     def _steps(self, run: Run) -> Iterator[Step]:
         begin = time.monotonic()
@@ -184,14 +184,15 @@ class Worker:
             yield step
             begin = time.monotonic()
 
-    def _failed(self, job: Job, seconds: float, error: BaseException, reason: str) -> None:
+    def _failed(self, job: Job, begin: float, error: BaseException, reason: str = "") -> None:
         again = self.journal.attempts(job) <= self.retries
-        self._ended(job, RETRY if again else FAILED, seconds, error, reason)
+        self._ended(job, RETRY if again else FAILED, begin, error, reason)
 
-    def _ended(
-        self, job: Job, state: str, seconds: float, error: BaseException | None = None, reason: str = ""
-    ) -> None:
-        reason = reason or ("" if error is None else one_line(error))
+    def _ended(self, job: Job, state: str, begin: float, error: BaseException | None = None, reason: str = "") -> None:
+        """`reason` is said where it is not the error's own."""
+        seconds = time.monotonic() - begin
+        if error is not None and not reason:
+            reason = one_line(error) or type(error).__name__
         self.journal.write(state, job, seconds=round(seconds, 3), **({"reason": reason} if reason else {}))
         self.monitor.ended(job, state, seconds, error, reason)
 

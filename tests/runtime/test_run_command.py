@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from edgediffusion.engines.errors import EngineError, UsageError
-from edgediffusion.runtime import GeneratedImage, Run, doctor, run_command
+from edgediffusion.runtime import GeneratedImage, Run, doctor, run_command, worker
 from edgediffusion.runtime.cli import main
+from edgediffusion.runtime.jobs import parse_line
 from edgediffusion.runtime.journal import Job, Journal
 from edgediffusion.runtime.metadata import read_parameters
 from edgediffusion.runtime.worker import Source, Stop
@@ -127,6 +128,43 @@ def test_a_job_is_given_up(bundle: str, failing: list[BaseException]) -> None:
     failing += [EngineError("no")] * 3
     assert run(bundle, "--retries", "2", out="second") == 0
     assert [state for _, state in states("second")].count("retry") == 3
+
+
+def test_what_goes_wrong_before_a_job_is_drawn_stops_no_other(
+    bundle: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(path: Path, number: int, text: str) -> dict[str, Any]:
+        return {"prompt": 1 / 0} if "a bug" in text else parse_line(path, number, text)
+
+    monkeypatch.setattr(worker, "parse_line", parse)
+    jobs('{"prompt": "a bug"}', ONE)
+    assert run(bundle, "--retries", "0") == 1
+    assert states() == [(1, "started"), (1, "failed"), (2, "started"), (2, "done")]
+    assert "unexpected error" in capsys.readouterr().err
+
+
+def test_a_name_that_another_picture_has_is_not_tried_again(bundle: str) -> None:
+    jobs("a car", file="jobs.txt")
+    assert run(bundle, source="jobs.txt") == 0
+    jobs("an apple", file="jobs.txt")
+    assert run(bundle, source="jobs.txt") == 1
+    assert states()[2:] == [(1, "started"), (1, "failed")]
+    assert "out/jobs-1.png: another picture, with prompt 'a car'" in journal()[-1]["reason"]
+
+
+def test_nobody_reads_the_names_of_the_pictures(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture was drawn: the job is given back, not failed, and found to be done at the next start."""
+
+    def print_line(line: str) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    jobs(ONE, TWO)
+    with monkeypatch.context() as closed:
+        closed.setattr(worker, "print_line", print_line)
+        closed.setattr(os, "dup2", lambda *descriptors: None)
+        assert run(bundle, "--retries", "0") == 141
+    assert states() == [(1, "started"), (1, "returned")]
+    assert run(bundle, "--retries", "0") == 0
 
 
 def test_a_job_that_kills_the_process_is_given_up(bundle: str, opened: Opened) -> None:
