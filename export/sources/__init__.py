@@ -15,7 +15,7 @@ from .embedding import add_embeddings
 from .folder import PICKLES, FolderPart, open_folder
 from .hub import REPOSITORY, download
 from .lora import fuse_loras
-from .single_file import VAE, open_single_file, vae_part
+from .single_file import CONTROLNET, CONTROLNETS, VAE, controlnet_part, open_single_file, vae_part
 
 __all__ = [
     "MODEL_INDEX",
@@ -79,8 +79,9 @@ def _replaced(source: Source, folders: tuple[str, ...], place: str) -> Source:
     """`source` with the component that is called `folders[0]`, or is in all of the others, taken from `place`."""
     name = folders[0]
     path = _locate(place)
-    if path.is_file() and name == "vae" and not any(key.startswith("model.") for key in read_header(path)):
-        found: dict[str, Part] = {name: _lone_vae(path, source)}
+    lone = _lone(path, name, source) if path.is_file() else None
+    if lone is not None:
+        found: dict[str, Part] = {name: lone}
     elif path.is_dir() and not (path / MODEL_INDEX).is_file() and (path / "config.json").is_file():
         found = {name: FolderPart(path)}
     else:
@@ -92,8 +93,14 @@ def _replaced(source: Source, folders: tuple[str, ...], place: str) -> Source:
     return replace(source, parts=kept | found, index=source.index | {name: ["diffusers", kind]})
 
 
-def _lone_vae(path: Path, source: Source) -> Part:
-    """The VAE in a file of its own, which says nothing of the scale of its latents: that of the one it replaces."""
-    own = next(source.parts[folder].config for folder in VAE_FOLDERS if folder in source.parts)
-    prefix = VAE if any(key.startswith(VAE) for key in read_header(path)) else ""
-    return vae_part(path, prefix, own["scaling_factor"])
+def _lone(path: Path, name: str, source: Source) -> Part | None:
+    """The component in a file of its own, which leaves to the checkpoint what its shapes don't tell."""
+    keys = read_header(path).keys()
+    if name in CONTROLNET_FOLDERS and any(key.startswith(CONTROLNETS) for key in keys):
+        prefix = CONTROLNET if any(key.startswith(CONTROLNET) for key in keys) else ""
+        return controlnet_part(path, prefix, source.parts["unet"].config.get("attention_head_dim", 8))
+    if name == "vae" and not any(key.startswith("model.") for key in keys):
+        own = next(source.parts[folder].config for folder in VAE_FOLDERS if folder in source.parts)
+        prefix = VAE if any(key.startswith(VAE) for key in keys) else ""
+        return vae_part(path, prefix, own["scaling_factor"])
+    return None

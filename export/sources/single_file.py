@@ -18,11 +18,12 @@ from edgediffusion.engines.errors import ExportError
 
 from ..weights import StoredTensor, Weight, read_header, read_metadata
 from .base import Config, Part, Source
-from .original import text, unet, vae
+from .original import controlnet, text, unet, vae
 from .original.kinds import KINDS, Kind
 from .original.tokenizer import tokenizer_files
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
+UNET, VAE, CONTROLNET = "model.diffusion_model.", "first_stage_model.", "control_model."
+CONTROLNETS = (CONTROLNET, controlnet.HINT, controlnet.EMBEDDING)  # how keys of a ControlNet's file may begin
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 # What training left behind, buffers that follow from the config, and marks that are read elsewhere here.
 LEFTOVERS = re.compile(
@@ -99,6 +100,11 @@ def open_single_file(path: Path) -> Source:
 def vae_part(path: Path, prefix: str, scaling_factor: float) -> FilePart:
     """The VAE in the file `path`."""
     return FilePart(path, prefix, vae.convert, partial(vae.config, scaling_factor=scaling_factor))
+
+
+def controlnet_part(path: Path, prefix: str, attention_head_dim: Any) -> FilePart:
+    """The ControlNet in the file `path`, for a UNet that has so many heads."""
+    return FilePart(path, prefix, controlnet.convert, partial(controlnet.config, attention_head_dim=attention_head_dim))
 
 
 def _recognise(path: Path, tensors: Mapping[str, StoredTensor]) -> Kind:

@@ -161,6 +161,27 @@ def unet(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     return result
 
 
+def controlnet(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """The UNet's way down; the layers of the hint have an activation between each two, which counts."""
+    last = 2 * (1 + max(int(key.split(".")[2]) for key in tensors if ".blocks." in key)) + 2
+
+    def place(key: str) -> str | None:
+        match key.split("."):
+            case "controlnet_down_blocks", i, name:
+                return f"zero_convs.{i}.0.{name}"
+            case "controlnet_mid_block", name:
+                return f"middle_block_out.0.{name}"
+            case "controlnet_cond_embedding", "blocks", i, name:
+                return f"input_hint_block.{2 * int(i) + 2}.{name}"
+            case "controlnet_cond_embedding", end, name:
+                return f"input_hint_block.{0 if end == 'conv_in' else last}.{name}"
+        return None
+
+    placed = {place(key): tensor for key, tensor in tensors.items()}
+    shared = unet({key: tensor for key, tensor in tensors.items() if place(key) is None}, config)
+    return shared | {key: tensor for key, tensor in placed.items() if key is not None}
+
+
 def vae(tensors: Tensors) -> Tensors:
     """Blocks of the decoder count from the picture; attention projects with 1x1 convolutions."""
     result = {}

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from edgediffusion.runtime.manifest import Manifest
 
-from .originals import ORIGINALS, models, write
+from .originals import ORIGINALS, models, state, write
+from .originals import controlnet as original
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="has no process groups")]
 COMMAND = [sys.executable, "-c", "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"]
@@ -27,7 +29,7 @@ COMMAND = [sys.executable, "-c", "import sys; from edgediffusion.runtime.cli imp
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint of SD 1.x in the original layout, and the folder of a ControlNet for it."""
+    """A checkpoint of SD 1.x and a ControlNet for it, both in the original layout."""
     folder = tmp_path_factory.mktemp("sources")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -35,8 +37,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         kind: Any = diffusers.ControlNetModel
         controlnet = kind.from_unet(found["unet"], conditioning_embedding_out_channels=(8,) * 4)
         controlnet.controlnet_mid_block.weight.normal_(std=0.1)
-        controlnet.save_pretrained(folder / "controlnet")
-    return write(folder / "sd1.safetensors", ORIGINALS["sd1"], found), folder / "controlnet"
+    tensors = {f"control_model.{key}": t for key, t in original(state(controlnet), controlnet.config).items()}
+    save_file({key: t.contiguous() for key, t in tensors.items()}, folder / "canny.safetensors")
+    return write(folder / "sd1.safetensors", ORIGINALS["sd1"], found), folder / "canny.safetensors"
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -81,7 +84,7 @@ def test_a_single_file_with_a_controlnet(sources: tuple[Path, Path], tmp_path: P
     assert manifest.source == "sd1.safetensors"
     assert manifest.source_sha256.keys() == {
         f"{file.parent.name}/sd1.safetensors",
-        "controlnet/diffusion_pytorch_model.safetensors",
+        f"{file.parent.name}/canny.safetensors",
     }
     for more in ((), ("--against", file, "--controlnet", controlnet)):
         verified = run("verify", out, *more)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel
 from safetensors.torch import save_file
 
 from edgediffusion.engines.errors import ExportError
@@ -18,6 +18,7 @@ from edgediffusion.export.options import Options
 from edgediffusion.export.sources import gather, open_source
 
 from .originals import VAE, state, vae
+from .originals import controlnet as original_controlnet
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +73,24 @@ def test_a_tiny_vae(checkpoint: Path, tmp_path: Path) -> None:
     source = gather(checkpoint, Options(vae=str(tmp_path / "taesd")))
     assert source.index["vae"] == ["diffusers", "AutoencoderTiny"]
     assert any(key.startswith("decoder.layers.") for key in source.parts["vae"].weights)
+
+
+@pytest.mark.parametrize("layout", ["control_model.", "", "diffusers"])
+def test_a_controlnet_in_one_file(checkpoint: Path, controlnet: Path, tmp_path: Path, layout: str) -> None:
+    kind: Any = ControlNetModel
+    model = kind.from_pretrained(controlnet)
+    wanted, file = state(model), tmp_path / "canny.safetensors"
+    keys = wanted if layout == "diffusers" else original_controlnet(wanted, model.config)
+    save_file({layout.removeprefix("diffusers") + key: t.contiguous() for key, t in keys.items()}, file)
+    part = gather(checkpoint, Options(controlnets=(str(file),))).parts["controlnet"]
+    assert part.weights.keys() == wanted.keys()
+    assert all(torch.equal(weight.read(), wanted[key]) for key, weight in part.weights.items())
+    assert json.dumps({key: model.config[key] for key in part.config}) == json.dumps(part.config)
+    if layout == "control_model.":
+        groups = {"norm_num_groups": model.config["norm_num_groups"]}  # 32 in all of the original code
+        (tmp_path / "config.json").write_text(json.dumps(part.config | groups))
+        read = kind.from_single_file(file, config=str(tmp_path), local_files_only=True)
+        assert all(torch.equal(tensor, wanted[key]) for key, tensor in state(read).items())
 
 
 def test_a_unet_of_another_checkpoint(checkpoints: Callable[[str], Path], checkpoint: Path, tmp_path: Path) -> None:

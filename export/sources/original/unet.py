@@ -66,23 +66,31 @@ def config(weights: Mapping[str, Weight], head_dim: int | None, sample_size: int
     The shapes don't tell `head_dim`, the width of an attention head, None for 8 heads whatever their width, and
     `sample_size`, the height and width of latents that it was trained on.
     """
-    blocks = range(count(weights, "down_blocks."))
-    widths = [weights[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in blocks]
-    depths = [_depth(weights, f"down_blocks.{i}.attentions.0") for i in blocks]
+    described = blocks(weights)
+    widths, kinds = described["block_out_channels"], described["down_block_types"]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": sample_size,
+        "out_channels": weights["conv_out.weight"].shape[0],
+        "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
+        "attention_head_dim": 8 if head_dim is None else [width // head_dim for width in widths],
+        **described,
+    }
+
+
+def blocks(weights: Mapping[str, Weight]) -> Config:
+    """What a UNet and its ControlNet have in common: how it goes down."""
+    levels = range(count(weights, "down_blocks."))
+    depths = [_depth(weights, f"down_blocks.{i}.attentions.0") for i in levels]
     present = {depth for depth in (*depths, _depth(weights, "mid_block.attentions.0")) if depth}
     context = next(w.shape[1] for key, w in weights.items() if key.endswith("attn2.to_k.weight"))
     projections = (w for key, w in weights.items() if key.endswith("attentions.0.proj_in.weight"))
     return {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": sample_size,
         "in_channels": weights["conv_in.weight"].shape[1],
-        "out_channels": weights["conv_out.weight"].shape[0],
         "layers_per_block": count(weights, "down_blocks.0.resnets."),
-        "block_out_channels": widths,
+        "block_out_channels": [weights[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in levels],
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
-        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
         "transformer_layers_per_block": present.pop() if len(present) == 1 else [depth or 1 for depth in depths],
-        "attention_head_dim": 8 if head_dim is None else [width // head_dim for width in widths],
         "cross_attention_dim": context,
         "use_linear_projection": len(next(projections).shape) == 2,
         **_conditions(weights),
