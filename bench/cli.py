@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 # By name: the module and the function in it. What isn't named here is a bundle, or an option of `suite`.
 BENCHMARKS = {
-    "batches": ("batches", "batches"),
     "cold-start": ("cold_start", "cold_start"),
     "footprint": ("footprint", "footprint"),
     "loop-overhead": ("loop_overhead", "loop_overhead"),

@@ -7,7 +7,7 @@ import itertools
 from ..schema import OURS, Span
 from ..session import Session, picture_settings, saved
 
-BATCHES = (1, 2, 4, 8)
+BATCHES = (1, 2, 4, 8, 16)
 
 
 def picture(session: Session) -> None:
