@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,7 +32,7 @@ class Job:
         """For people."""
         return f"{self.path.name}:{self.line}"
 
-    @property
+    @functools.cached_property
     def key(self) -> tuple[str, int, str]:
         """What it is known by in a journal."""
         return self.path.name, self.line, hashlib.sha256(self.text.encode()).hexdigest()[:16]
@@ -55,8 +55,7 @@ class Journal:
         self._last: dict[tuple[str, int, str], str] = {}
         try:
             path.touch()
-            for state, key in self._read():
-                self._count(state, key)
+            self._read()
             sync(path.parent)
             self._file = path.open("ab", buffering=0)
         except OSError as error:
@@ -100,15 +99,16 @@ class Journal:
         self._last[key] = state
         self._attempts[key] = self._attempts.get(key, 0) + {STARTED: 1, RETURNED: -1}.get(state, 0)
 
-    def _read(self) -> Iterator[tuple[str, tuple[str, int, str]]]:
+    def _read(self) -> None:
         whole, _, torn = self.path.read_bytes().rpartition(b"\n")
         if torn:
             os.truncate(self.path, len(whole) + 1 if whole else 0)
         for number, text in enumerate(whole.split(b"\n") if whole else [], 1):
             try:
                 record = json.loads(text)
-                yield STATES[STATES.index(record["state"])], (record["file"], record["line"], record["digest"])
-            except (KeyError, TypeError, ValueError) as error:
+                state = STATES[STATES.index(record["state"])]
+                self._count(state, (record["file"], record["line"], record["digest"]))
+            except (KeyError, RecursionError, TypeError, ValueError) as error:
                 raise UsageError(
                     f"{self.path}, line {number}: damaged ({error!r}); take that line away, or the file: "
                     "pictures that are there are not drawn again"
