@@ -67,7 +67,7 @@ def read_texts(path: Path) -> dict[int, str]:
         UsageError: it cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as a list of prompts ({error})") from None
     return {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
