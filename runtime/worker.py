@@ -84,7 +84,7 @@ class Source:
         self._watched = watched
         self._seen: dict[Path, tuple[int, int]] = {}  # size and time, as they were at the last look
         self._jobs: dict[Path, list[Job]] = {}
-        self.unreadable = 0
+        self.unreadable: set[Path] = set()
 
     def jobs(self) -> Iterator[Job]:
         """All of them, by file and line. In a watched folder a file counts when it is as it was at the last look."""
@@ -98,12 +98,14 @@ class Source:
                 before, self._seen[path] = self._seen.get(path), now
                 if self._watched and now != before:
                     self._jobs.pop(path, None)
+                    self.unreadable.discard(path)
                 elif path not in self._jobs:
                     self._jobs[path] = [Job(path, number, text) for number, text in read_texts(path).items()]
             except (OSError, UsageError) as error:
                 self._jobs[path] = []
-                self.unreadable += 1
-                log(logging.ERROR, "a file of jobs cannot be read", file=str(path), reason=one_line(error))
+                if path not in self.unreadable:
+                    self.unreadable.add(path)
+                    log(logging.ERROR, "a file of jobs cannot be read", file=str(path), reason=one_line(error))
             yield from self._jobs.get(path, ())
 
 

@@ -196,11 +196,12 @@ def test_a_power_cut_costs_the_picture_in_flight(bundle: str, opened: Opened) ->
     assert not list(Path("out").glob(".edgediffusion-*"))
 
 
-def test_a_damaged_journal(bundle: str, capsys: Capture) -> None:
+@pytest.mark.parametrize(("part", "other"), [('"started"', '"sTarted"'), ('"jobs.jsonl"', "[]"), ("{", "[" * 100_000)])
+def test_a_damaged_journal(part: str, other: str, bundle: str, capsys: Capture) -> None:
     jobs(ONE)
     assert run(bundle) == 0
     path = Path("out/journal.jsonl")
-    path.write_bytes(path.read_bytes().replace(b'"started"', b'"sTarted"'))
+    path.write_text(path.read_text().replace(part, other))
     capsys.readouterr()
     assert run(bundle) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
@@ -483,6 +484,21 @@ def test_jobs_are_read_again_when_their_file_changes() -> None:
     assert [len(list(source.jobs())) for _ in range(3)] == [0, 1, 1]
     jobs(ONE, TWO)
     assert [len(list(source.jobs())) for _ in range(2)] == [0, 2]
+
+
+def test_what_cannot_be_read_is_said_once(bundle: str, capsys: Capture) -> None:
+    Path("in").mkdir()
+    Path("in/gone.txt").symlink_to("nowhere")
+    jobs(ONE, file="in/jobs.jsonl")
+    assert run(bundle, source="in") == 1
+    assert capsys.readouterr().err.count("a file of jobs cannot be read") == 1
+    assert pictures() == ["jobs-1.png"]
+
+
+def test_a_line_ends_where_an_editor_ends_it(bundle: str) -> None:
+    jobs('{"prompt": "a\u2028car", "num_inference_steps": 1}', ONE)
+    assert run(bundle) == 0
+    assert pictures() == ["jobs-1.png", "jobs-2.png"]
 
 
 def test_low_memory(bundle: str, opened: Opened) -> None:
