@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import os
 import re
 import shutil
 import tempfile
@@ -40,7 +39,15 @@ class Finding:
 def find(probes: Sequence[Probe]) -> tuple[Finding, ...]:
     """Driver, GPU, libraries, memory, cache with its disk, clock; `probes` say which backends work."""
     builds = any(probe.works and BACKENDS[probe.backend].builds for probe in probes)
-    return (driver(DRIVERS), gpu(), libraries(), memory(free_memory()), cache(Store.of_user().folder, builds), clock())
+    installed = Path(__file__).stat().st_mtime
+    return (
+        driver(DRIVERS),
+        gpu(),
+        libraries(),
+        memory(free_memory()),
+        cache(Store.of_user().folder, builds),
+        clock(time.time(), installed),
+    )
 
 
 def driver(files: Iterable[Path]) -> Finding:
@@ -88,11 +95,11 @@ def memory(free: int | None) -> Finding:
     """What a program can have now."""
     if free is None:
         return Finding(name="free memory", found="the system does not say")
-    passed = free >= LEAST_MEMORY
-    remedy = (
-        "" if passed else f"end other programs, or raise the limit: the built-in model takes {LEAST_MEMORY >> 20} MiB"
-    )
-    return Finding(name="free memory", found=f"{free >> 20} MiB", passed=passed, remedy=remedy)
+    found = f"{free >> 20} MiB"
+    if free >= LEAST_MEMORY:
+        return Finding(name="free memory", found=found)
+    remedy = f"end other programs, or raise the limit: the built-in model takes {LEAST_MEMORY >> 20} MiB"
+    return Finding(name="free memory", found=found, passed=False, remedy=remedy)
 
 
 def cache(folder: Path, builds: bool) -> Finding:
@@ -107,16 +114,14 @@ def cache(folder: Path, builds: bool) -> Finding:
             pass
     except OSError as error:
         found = f"{folder} cannot be written: {error.strerror or error}"
-        remedy = f"chown -R {os.getuid() if hasattr(os, 'getuid') else ''} {place}, or set XDG_CACHE_HOME"
+        remedy = "set XDG_CACHE_HOME to a folder that this user may write to"
     if remedy and not builds:
         return Finding(name="cache", found=f"{found}; no backend here needs it")
     return Finding(name="cache", found=found, passed=not remedy, remedy=remedy)
 
 
-def clock(now: float | None = None, installed: float | None = None) -> Finding:
+def clock(now: float, installed: float) -> Finding:
     """A board without a battery wakes in the past: before edgediffusion was installed, by its own file."""
-    now = time.time() if now is None else now
-    installed = Path(__file__).stat().st_mtime if installed is None else installed
     found = datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds")
     if now < installed - 86400:  # a day, for time zones in a container's file system
         return Finding(
