@@ -15,7 +15,7 @@ from .controlnet import CONTROL_SETTINGS
 from .noise import NOISES
 from .pipelines.hires import UPSCALERS
 from .prompts import Texts
-from .schedulers.config import pick
+from .schedulers.config import check_strength, pick
 
 if TYPE_CHECKING:
     from .run import Run
@@ -129,8 +129,7 @@ def _check_hires(run: Run) -> None:
     if not 1 < run.hires_scale < math.inf:
         raise UsageError(f"hires_scale {run.hires_scale}; wanted a number above 1, such as 2")
     assert run.hires_strength is not None
-    if not 0 < run.hires_strength <= 1:
-        raise UsageError(f"hires_strength {run.hires_strength}; wanted a number above 0, 1 at most")
+    check_strength(run.hires_strength, "hires_strength")
     assert run.hires_upscaler is not None
     pick("hires_upscaler", run.hires_upscaler, UPSCALERS)
     if run.denoising_end is not None:

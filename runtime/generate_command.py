@@ -228,7 +228,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--noise", metavar="NAME", help="numpy, torch-cpu or torch-cuda; default: numpy")
     add("--size", type=_size, metavar="WxH", help="in pixels; default: what the model is made for")
     add("--init-image", type=Path, dest="image", metavar="FILE", help="a picture to start from, resized to --size")
-    add("--strength", type=float, metavar="X", help="how much of it may change, 0 to 1; default: what suits the model")
+    add("--strength", type=float, metavar="X", help="how much of it may change, up to 1; default: what suits the model")
     add("--mask", type=Path, metavar="FILE", help="what is light in it is drawn anew, the rest of the picture stays")
     add(
         "--control-image",

@@ -38,8 +38,8 @@ class Settings(TypedDict, total=False):
         in diffusers), 0 or more. None.
     prompt_2, negative_prompt_2: what SDXL's second text encoder reads; by default what the first one does.
     image: a picture to start from, of any mode; it is resized to width and height.
-    strength: how much of it may change, 0 to 1: that part of the steps is done. The default is the family's, or 1
-        with a mask.
+    strength: how much of it may change, above 0 and up to 1: that part of the steps is done. The default is the
+        family's, or 1 with a mask.
     mask: where `image` is painted anew: where the mask is light. It is resized as well.
     image_guidance_scale: how closely instruct-pix2pix keeps to `image`, from 1 up. The default is the family's.
     control_images: a picture for each ControlNet of the bundle; resized as well.

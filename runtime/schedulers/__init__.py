@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgediffusion.engines.errors import UsageError
-
 from .ancestral import dpm2_a, euler_a
 from .ancestral import read_config as euler_a_config
 from .base import Scheduler
-from .config import ConfigReader, pick
+from .config import ConfigReader, check_strength, pick
 from .consistency import lcm, read_lcm_config, read_tcd_config, tcd
 from .ddim import ddim
 from .ddim import read_config as ddim_config
@@ -243,13 +241,10 @@ def make_scheduler(
 def start_call(name: str, num_inference_steps: int, strength: float) -> int:
     """The call at which image-to-image starts, from latents made with `add_noise` there: 0 for a strength of 1.
 
-    With a strength of 0 there is nothing to do: no call is left.
-
     Raises:
-        UsageError: strength is not in 0 to 1, or the name is unknown.
+        UsageError: strength is not above 0 and up to 1, or the name is unknown.
     """
-    if not 0 <= strength <= 1:
-        raise UsageError(f"strength {strength}; wanted 0 to 1")
+    check_strength(strength)
     calls_per_step = find_sampler(name).calls_per_step
     return (num_inference_steps - int(num_inference_steps * strength)) * calls_per_step
 

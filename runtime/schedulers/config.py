@@ -185,3 +185,13 @@ def check_eta(config: SchedulerConfig) -> None:
     """
     if not 0 <= config.eta <= 1:
         raise UsageError(f"scheduler config: eta {config.eta}; wanted 0 to 1")
+
+
+def check_strength(strength: float, name: str = "strength") -> None:
+    """Of a start from a picture; the error calls it `name`.
+
+    Raises:
+        UsageError: it is not above 0 and up to 1.
+    """
+    if not 0 < strength <= 1:
+        raise UsageError(f"{name} {strength}; wanted a number above 0, 1 at most")

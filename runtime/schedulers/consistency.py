@@ -13,7 +13,7 @@ from edgediffusion.engines.errors import UsageError
 
 from ..arrays import F64
 from .base import Limit, LinearSampler, Move, Prediction, first_order_weights, pairs, x0_table
-from .config import COMMON, OF_DIFFUSION, ConfigReader, SchedulerConfig, check_eta
+from .config import COMMON, OF_DIFFUSION, ConfigReader, SchedulerConfig, check_eta, check_strength
 from .limits import clip_limit, threshold_limit
 from .schedule import alphas_cumprod, given_timesteps
 
@@ -87,8 +87,7 @@ def _distilled_timesteps(config: SchedulerConfig, num_inference_steps: int) -> N
     if given is not None:
         return given.round().astype(np.int64)
     original, count, strength = config.original_inference_steps, config.num_train_timesteps, config.strength
-    if not 0 < strength <= 1:
-        raise UsageError(f"strength {strength}; wanted a number above 0, 1 at most")
+    check_strength(strength)
     most = int(original * strength)
     if not 1 <= num_inference_steps <= most <= count:
         share = "" if strength == 1 else f" times strength {strength:g}"

@@ -130,7 +130,7 @@ def test_a_mask_of_another_size_and_mode_is_converted_and_that_is_said(load: Cal
 
 @pytest.mark.parametrize(
     ("strength", "message"),
-    [(0, r"strength 0\.0: of 20 steps none is left to do"), (1.5, r"strength 1\.5; wanted 0 to 1")],
+    [(0, r"strength 0\.0; wanted a number above 0"), (0.04, r"of 20 steps none is left"), (1.5, r"1\.5; wanted")],
 )
 def test_strengths_that_inpainting_cannot_use(load: Callable[..., Pipeline], strength: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
