@@ -20,6 +20,7 @@ from .schedulers.config import check_strength, pick
 if TYPE_CHECKING:
     from .run import Run
 
+LARGEST = 1 << 16  # pixels of a side, about what JPEG holds; WebP holds fewer
 _EXPORT_AGAIN = "export it again without --static: edgediffusion export BUNDLE OUT"
 _SCALES = {"guidance_scale": 7.5, "image_guidance_scale": 1.5, "controlnet_conditioning_scale": 1}
 
@@ -67,6 +68,8 @@ def _check_sizes(run: Run) -> None:
     multiple = run.pipeline.latent_space.pixels_per_latent
     for name in ("width", "height"):
         size = getattr(run, name)
+        if size > LARGEST:
+            raise UsageError(f"{name} {size}; wanted {LARGEST} at most")
         if size < 1 or size % multiple:
             nearest = max(1, round(size / multiple)) * multiple
             raise UsageError(f"{name} {size}; wanted a positive multiple of {multiple}, such as {nearest}")
@@ -126,8 +129,9 @@ def _check_hires(run: Run) -> None:
             if getattr(run, name) is not None:
                 raise UsageError(f"{name} has no effect without hires_scale; leave it out")
         return
-    if not 1 < run.hires_scale < math.inf:
-        raise UsageError(f"hires_scale {run.hires_scale}; wanted a number above 1, such as 2")
+    most = LARGEST / max(run.width, run.height)
+    if not 1 < run.hires_scale <= most:
+        raise UsageError(f"hires_scale {run.hires_scale}; wanted a number above 1 and up to {most:g}, such as 2")
     assert run.hires_strength is not None
     check_strength(run.hires_strength, "hires_strength")
     assert run.hires_upscaler is not None

@@ -18,13 +18,14 @@ from PIL import Image
 from edgediffusion import __version__
 from edgediffusion.engines import probe as probe_module
 from edgediffusion.engines.probe import Probe
+from edgediffusion.engines.spec import Array
 from edgediffusion.runtime import Pipeline
 from edgediffusion.runtime.cli import COMMANDS, main
 from edgediffusion.runtime.manifest import MANIFEST
 from edgediffusion.runtime.metadata import read_parameters
 from edgediffusion.runtime.pipeline import BUILTIN
 
-from .conftest import Opened, names
+from .conftest import FUNCTIONS, Opened, names
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("folder")
@@ -131,10 +132,7 @@ def test_nothing_is_overwritten_unless_forced(bundle: str, folder: Path, capsys:
             "--size big",
             r"argument --size: 'big', wanted WIDTHxHEIGHT, such as 512x512; see: edgediffusion generate --help",
         ),
-        (
-            "--size 99999992x99999992",
-            r"out of memory \(Unable to allocate .*\); take a smaller --size or --batch-size",
-        ),
+        ("--size 99999992x99999992", "width 99999992; wanted 65536 at most"),
         ("--size -8x8", r"argument --size: expected one argument; see: edgediffusion generate --help"),
         ("--num-inference-steps 0", r"num_inference_steps 0"),
         ("--num-inference-steps -3", r"num_inference_steps -3"),
@@ -287,6 +285,16 @@ def test_a_bug_is_none_of_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COMMANDS, "doctor", Mock(side_effect=RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["doctor"])
+
+
+def test_a_picture_without_room(bundle: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unet(feeds: object) -> dict[str, Array]:
+        return {"out_sample": np.empty(1 << 60, np.uint8)}
+
+    monkeypatch.setitem(FUNCTIONS, "unet", unet)
+    assert main(["generate", "x", "--bundle", bundle]) == 2
+    message = r"error: out of memory \(Unable to allocate .*\); take a smaller --size or --batch-size\n$"
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_low_memory_prints_the_peak(bundle: str, capsys: Capture) -> None:

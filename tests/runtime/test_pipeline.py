@@ -224,6 +224,7 @@ def test_an_empty_prompt_is_unconditional(pipeline: Pipeline) -> None:
         ({"num_inference_steps": 1001}, "num_inference_steps 1001; wanted 1 to 1000"),
         ({"num_images": 0}, "num_images 0; wanted 1 or more"),
         ({"width": 0}, "width 0; wanted a positive multiple of 8, such as 8"),
+        ({"width": 8 * 10**30}, "width 8000000000000000000000000000000; wanted 65536 at most"),
         ({"height": -8}, "height -8; wanted a positive multiple of 8, such as 8"),
         ({"width": 130}, "width 130; wanted a positive multiple of 8, such as 128"),
         ({"guidance_scale": math.nan}, "guidance_scale nan; wanted a finite number, such as 7.5"),

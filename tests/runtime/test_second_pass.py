@@ -103,7 +103,8 @@ def test_the_parameters_tell_both_passes(pipeline: Pipeline, refiner: Pipeline) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hires_scale": 1}, r"hires_scale 1\.0; wanted a number above 1, such as 2"),
+        ({"hires_scale": 1}, r"hires_scale 1\.0; wanted a number above 1 and up to 4096, such as 2"),
+        ({"hires_scale": 1e308}, r"hires_scale 1e\+308; wanted a number above 1 and up to 4096"),
         ({"hires_scale": float("nan")}, "hires_scale nan; wanted a number above 1"),
         ({"hires_scale": 2, "hires_strength": 0}, r"hires_strength 0\.0; wanted a number above 0, 1 at most"),
         ({"hires_scale": 2, "hires_strength": 0.01}, r"strength 0\.01: of 20 steps none is left to do"),
