@@ -37,6 +37,12 @@ def add_model(parser: Parser) -> None:
     add_backend(parser)
 
 
+def add_low_memory(parser: Parser) -> None:
+    """See `Pipeline.load`."""
+    help_text = "load each network when it is needed and free it after that, draw one picture at a time"
+    parser.add_argument("--low-memory", action="store_true", help=help_text)
+
+
 def add_trust(parser: Parser) -> None:
     """Whose packs are taken."""
     help_text = "refuse a pack that this public key did not sign: a PEM file of Ed25519"

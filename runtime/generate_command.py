@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgediffusion.engines.errors import UsageError
 
-from .arguments import Parser, add_model, opening, print_line, utf8
+from .arguments import Parser, add_low_memory, add_model, opening, print_line, utf8
 
 if TYPE_CHECKING:
     from .images import GeneratedImage
@@ -265,11 +265,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_false",
         help="leave out that of the model, which makes what it flags black",
     )
-    add(
-        "--low-memory",
-        action="store_true",
-        help="load each network when it is needed and free it after that, draw one at a time; print the peak",
-    )
+    add_low_memory(parser)
     add("--profile", action="store_true", help="print what the time went to, from the start of the process")
     add_model(parser)
     options = parser.parse_args(arguments)

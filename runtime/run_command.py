@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgediffusion.engines.errors import UsageError
 
-from .arguments import Parser, add_model, opening, print_line
+from .arguments import Parser, add_low_memory, add_model, opening, print_line
 from .doctor import limit_memory
 from .journal import Journal
 from .logs import log, logging_to
@@ -100,7 +100,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--timeout", type=_seconds, metavar="SECONDS", help="for an attempt at a job; default: none")
     add("--retries", type=_count, default=2, metavar="N", help="of a job that fails; default: %(default)s")
     add("--max-memory", type=_mebibytes, metavar="MIB", help="that the process may have for itself, on Linux")
-    add("--low-memory", action="store_true", help="load each network when it is needed and free it after that")
+    add_low_memory(parser)
     add("--status", type=Path, metavar="FILE", help="JSON that says what it does, replaced whenever that changes")
     add("--metrics", type=Path, metavar="FILE", help="the same in Prometheus' text format (.prom)")
     add("--log-json", action="store_true", help="logs on stderr as JSON lines")
