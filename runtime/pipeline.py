@@ -16,7 +16,6 @@ from .batches import Room, called_back, draw
 from .bundle import Bundle
 from .images import GeneratedImage, to_pil
 from .latents import LatentSpace
-from .preview import preview
 from .prompts import TextEncoder
 from .run import Run, plan
 from .tensors import read_tensors
@@ -57,8 +56,9 @@ class Pipeline:
         vae = bundle.config("vae_decoder/config.json")
         self.has_tiny_vae = vae.get("_class_name") == "AutoencoderTiny"
         self.latent_space = LatentSpace.from_configs(bundle.config("unet/config.json"), vae)
-        for name in [] if bundle.low_memory else components:
-            bundle.engine(name)
+        if not bundle.low_memory:
+            for name in components:
+                bundle.engine(name)
 
     @classmethod
     def load(
@@ -174,16 +174,6 @@ class Pipeline:
         scaled = self.latent_space.for_decoder(latents)
         with self.bundle.timings.part("VAE decoder"):
             return [to_pil(sample)[0] for sample in self._each("vae_decoder", scaled, tiling)]
-
-    def preview(self, latents: F32) -> list[Image]:
-        """Rough pictures of latents (n, channels, height / 8, width / 8), next to a step at no cost.
-
-        By the projection that the bundle's manifest has; by the VAE itself where that is an AutoencoderTiny.
-
-        Raises:
-            UsageError: there is no such projection.
-        """
-        return preview(self, latents)
 
     def encode(self, sample: F32, *, tiling: bool = False) -> F32:
         """What the VAE encoder says of pictures (n, 3, height, width) in [-1, 1], one after another; see `decode`."""

@@ -40,7 +40,13 @@ def check_previews(pipeline: Pipeline) -> None:
 
 
 def preview(pipeline: Pipeline, latents: F32) -> list[Image]:
-    """See `Pipeline.preview`."""
+    """Rough pictures of latents (n, channels, height / 8, width / 8), next to a step at no cost.
+
+    By the projection that the bundle's manifest has; by the VAE itself where that is an AutoencoderTiny.
+
+    Raises:
+        UsageError: there is no such projection.
+    """
     from PIL.Image import Resampling
 
     check_previews(pipeline)

@@ -26,6 +26,7 @@ from .noise import BROWNIAN, NOISES, NoiseSource
 from .pipelines import Task, choose
 from .pipelines.handover import call_at
 from .pipelines.hires import HIRES
+from .preview import preview
 from .prompts import EMBEDS, Texts
 from .safety import check_safety
 from .schedulers import Scheduler, find_sampler, is_for_few_steps, make_scheduler, short_name
@@ -226,8 +227,12 @@ class Run:
             return check_safety(self.pipeline, pictures)
 
     def preview(self, step: Step) -> list[Image]:
-        """Rough pictures of what the UNet takes for the pictures at a step, see `Pipeline.preview`."""
-        return self.pipeline.preview(step.x0())
+        """Rough pictures of what the UNet takes for the pictures at a step, see `preview`.
+
+        Raises:
+            UsageError: the bundle has no projection of latents to colours.
+        """
+        return preview(self.pipeline, step.x0())
 
     def parameters(self, k: int) -> Parameters:
         """What makes picture `k`. Its seed is seed + k, and None where the noise was given as latents."""
