@@ -117,7 +117,9 @@ def _check_driver() -> None:
     """ONNX Runtime keeps the reason to itself, so this asks the driver."""
     driver = find_driver()
     if driver is None:
-        raise BackendUnavailable("no NVIDIA driver on this machine", "install it, or take device 'cpu'")
+        raise BackendUnavailable(
+            "no NVIDIA driver on this machine", "install it, give a container --gpus all, or take device 'cpu'"
+        )
     version, count = ctypes.c_int(), ctypes.c_int()
     if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         raise BackendUnavailable(

@@ -94,7 +94,10 @@ def no_driver(name: str) -> None:
 @pytest.mark.parametrize(
     ("driver", "message"),
     [
-        (no_driver, r"^no NVIDIA driver on this machine; install it, or take device 'cpu'$"),
+        (
+            no_driver,
+            r"^no NVIDIA driver on this machine; install it, give a container --gpus all, or take device 'cpu'$",
+        ),
         (lambda name: Driver(gpus=0), r"^the NVIDIA driver finds no GPU; see nvidia-smi, or take device 'cpu'$"),
         (lambda name: Driver(status=999), r"^the NVIDIA driver finds no GPU \(status 999\); see nvidia-smi, or"),
         (
