@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from edgediffusion.runtime.packs.write import pack_bundle
-
 from ..runtime.conftest import Opened, bundle_path, clip_tokenizer, opened
+from ..runtime.packs.conftest import pack_path
 
-__all__ = ["Opened", "bundle_path", "clip_tokenizer", "opened"]
-
-
-@pytest.fixture
-def pack_path(bundle_path: Path, tmp_path: Path) -> Path:
-    """A pack of the bundle whose graphs are Python functions."""
-    pack_bundle(bundle_path, tmp_path / "model.edz")
-    return tmp_path / "model.edz"
+__all__ = ["Opened", "bundle_path", "clip_tokenizer", "opened", "pack_path"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -16,9 +16,9 @@ from edgediffusion.engines.store import Store
 from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.metadata import read_parameters
 
+from ..engines.conftest import RECIPE
 from .commands import COMMAND
 from .conftest import Opened
-from .test_kills_of_jobs import RECIPE
 
 BUILD = """
 import json, sys, time

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,21 +16,9 @@ from edgediffusion.runtime.packs.unpack import unpack
 from edgediffusion.runtime.packs.write import pack_bundle
 
 from .conftest import contents
+from .disks import full_at, largest_file
 
 LINE = r"cannot be written: (File too large|No space left on device)"
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The system lets no file grow beyond it."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size")
@@ -61,37 +46,27 @@ def test_unpacking_stops_at_any_size(bundle_path: Path, pack_path: Path, tmp_pat
     assert contents(tmp_path / "there") == contents(bundle_path)
 
 
-@pytest.mark.parametrize("function", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.mkdir"])
+@pytest.mark.parametrize("name", ["fsync", "replace", "mkdir"])
 def test_each_call_that_takes_space(
-    function: str, bundle_path: Path, pack_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, bundle_path: Path, pack_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = {"left": 0}
-
-    def full(*arguments: object, **options: object) -> object:
-        calls["left"] -= 1
-        if calls["left"] == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments, **options)
-
-    holder: object = os if function.startswith("os") else Path
-    real = getattr(holder, function.rpartition(".")[2])
-    monkeypatch.setattr(holder, function.rpartition(".")[2], full)
     failed = 0
     for call in (1, 2, 5, 9, 14, 15, 16, 17):
-        calls["left"] = call
-        with contextlib.suppress(UsageError):
-            unpack(open_pack(pack_path), tmp_path / f"there-{call}")
+        there = tmp_path / f"there-{call}"
+        with full_at(call, name, monkeypatch), contextlib.suppress(UsageError):
+            unpack(open_pack(pack_path), there)
             break
         with pytest.raises(BundleError, match="no bundle here"):
-            Manifest.read(tmp_path / f"there-{call}")
+            Manifest.read(there)
         failed += 1
-        calls["left"] = 0
-        unpack(open_pack(pack_path), tmp_path / f"there-{call}")
-        assert contents(tmp_path / f"there-{call}") == contents(bundle_path)
+        unpack(open_pack(pack_path), there)
+        assert contents(there) == contents(bundle_path)
     assert failed >= 2
-    if function != "pathlib.Path.mkdir":
-        calls["left"] = 1
-        with pytest.raises(UsageError, match=r"full\.edz cannot be written: No space left on device"):
+    if name != "mkdir":
+        with (
+            full_at(1, name, monkeypatch),
+            pytest.raises(UsageError, match=r"full\.edz cannot be written: No space left on device"),
+        ):
             pack_bundle(bundle_path, tmp_path / "full.edz")
         assert not (tmp_path / "full.edz").exists()
         assert not list(tmp_path.glob(f"*{PARTIAL}"))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,31 +15,14 @@ from edgediffusion.engines.errors import UsageError
 from edgediffusion.engines.store import Store
 from edgediffusion.runtime.cli import main
 
+from ..engines.conftest import RECIPE
 from .commands import COMMAND
 from .conftest import Opened
-from .test_disk_full import largest_file
-from .test_kills_of_jobs import RECIPE
+from .disks import full_at, largest_file
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size")
 Capture = pytest.CaptureFixture[str]
 JOBS = [{"prompt": "a car", "num_images": 2, "seed": 1, "num_inference_steps": 1}, {"prompt": "an apple", "seed": 2}]
-
-
-@contextlib.contextmanager
-def full_at(call: int, name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The disk is full from this call of a function on; yields the number of calls so far."""
-    holder = os if name == "fsync" else Path
-    real, calls = getattr(holder, name), [0]
-
-    def function(*arguments: object, **options: object) -> object:
-        calls[0] += 1
-        if calls[0] >= call:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments, **options)
-
-    with monkeypatch.context() as context:
-        context.setattr(holder, name, function)
-        yield calls
 
 
 def pictures(folder: Path) -> dict[str, bytes]:

@@ -14,13 +14,13 @@ import pytest
 
 from edgediffusion.engines.errors import UsageError
 from edgediffusion.engines.files import PARTIAL
-from edgediffusion.engines.recipe import Graph, Recipe, Target
 from edgediffusion.engines.store import Store
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.golden import verify
 from edgediffusion.runtime.metadata import read_parameters
 
+from ..engines.conftest import RECIPE
 from .commands import kill
 from .conftest import contents
 
@@ -100,14 +100,6 @@ print("ready", flush=True)
 sys.stdin.readline()
 Store(Path(sys.argv[1])).get_or_build(recipe, build, by="a test")
 """
-TARGET = Target(backend="fake", version="1", gpu="", compute_capability="8.0+", driver="")
-RECIPE = Recipe(
-    source=Graph(component="unet", variant="", graph="0" * 64, weights="1" * 64),
-    target=TARGET,
-    precision="float16",
-    profiles=(),
-    flags=(),
-)
 
 
 def try_store(folder: Path, seeds: range) -> int:
