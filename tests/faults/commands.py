@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
@@ -10,8 +11,13 @@ from pathlib import Path
 COMMAND = [sys.executable, "-c", "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"]
 
 
-def kill(moment: float, program: str, *arguments: str | Path) -> bool:
-    """Kill `program` so many seconds after it has said that it is ready and was told to go on; was it still at work?
+def waiting(imports: str, work: str) -> str:
+    """A program that says that it is ready when it has imported what it needs, and works when it is told to go on."""
+    return f'import sys\n{imports}\nprint("ready", flush=True)\nsys.stdin.readline()\n{work}'
+
+
+def kill(seed: int, seconds: float, program: str, *arguments: str | Path) -> bool:
+    """Kill what `waiting` made at a random moment of so many seconds of its work; was it still at work?
 
     Nobody reads what it says after that, so it should say little.
     """
@@ -22,6 +28,6 @@ def kill(moment: float, program: str, *arguments: str | Path) -> bool:
         assert process.stdout.readline() == b"ready\n"
         process.stdin.write(b"\n")
         process.stdin.flush()
-        time.sleep(moment)
+        time.sleep(random.Random(seed).uniform(0, seconds))
         process.kill()
     return process.returncode != 0

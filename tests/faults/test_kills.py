@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import time
@@ -18,23 +17,23 @@ from edgediffusion.runtime.packs.unpack import unpack
 from edgediffusion.runtime.packs.write import pack_bundle
 from edgediffusion.runtime.pipeline import BUILTIN
 
-from .commands import kill
+from .commands import kill, waiting
 from .conftest import contents
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-# Imports first, so that the moments are those of the work.
-PROGRAM = """
-import sys
+PROGRAM = waiting(
+    """
 from pathlib import Path
 from edgediffusion.runtime.packs.read import open_pack
 from edgediffusion.runtime.packs.unpack import unpack
 from edgediffusion.runtime.packs.write import pack_bundle
 import filelock
+""",
+    """
 source, target = map(Path, sys.argv[2:])
-print("ready", flush=True)
-sys.stdin.readline()
 pack_bundle(source, target) if sys.argv[1] == "pack" else unpack(open_pack(source), target)
-"""
+""",
+)
 
 
 def test_packing(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def try_packing(folder: Path, seeds: range) -> int:
     seconds, whole = time.monotonic() - start, path.read_bytes()
     for seed in seeds:
         path.unlink()
-        killed += kill(random.Random(seed).uniform(0, seconds), PROGRAM, "pack", BUILTIN, path)
+        killed += kill(seed, seconds, PROGRAM, "pack", BUILTIN, path)
         if path.exists():
             assert path.read_bytes() == whole, seed
         else:
@@ -81,7 +80,7 @@ def try_unpacking(folder: Path, seeds: range) -> int:
     assert contents(folder / "timed") == wanted
     for seed in seeds:
         target = folder / str(seed)
-        killed += kill(random.Random(seed).uniform(0, seconds), PROGRAM, "unpack", path, target)
+        killed += kill(seed, seconds, PROGRAM, "unpack", path, target)
         try:
             Manifest.read(target)
         except BundleError:

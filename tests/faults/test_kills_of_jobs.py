@@ -21,21 +21,22 @@ from edgediffusion.runtime.golden import verify
 from edgediffusion.runtime.metadata import read_parameters
 
 from ..engines.conftest import RECIPE
-from .commands import kill
+from .commands import kill, waiting
 from .conftest import contents
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-RUN = """
-import sys
+RUN = waiting(
+    """
 from edgediffusion.runtime import run_command
 from edgediffusion.runtime.cli import main
 from edgediffusion.engines import ort
 import onnxruntime, PIL.Image, tokenizers, filelock
-print("ready", flush=True)
-sys.stdin.readline()
+""",
+    """
 sys.stdout = sys.stderr
 sys.exit(main(sys.argv[1:]))
-"""
+""",
+)
 JOBS = [{"prompt": f"a car {k}", "num_inference_steps": 1, "width": 64, "height": 64, "seed": k} for k in range(6)]
 
 
@@ -59,7 +60,7 @@ def try_run(folder: Path, seeds: range) -> int:
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             finished = {}
-        killed += kill(random.Random(seed).uniform(0, seconds), RUN, *run(folder, out))
+        killed += kill(seed, seconds, RUN, *run(folder, out))
         found = {path.name: path for path in out.glob("*.png") if path.name[0] != "."}
         for name, path in found.items():
             assert path.read_bytes() == pictures[name], (seed, name)
@@ -84,28 +85,27 @@ def test_run_killed_two_hundred_times(tmp_path: Path) -> None:
     assert try_run(tmp_path, range(200)) > 120
 
 
-STORE = """
-import sys, time
+STORE = waiting(
+    """
+import filelock, json, time
 from pathlib import Path
 from edgediffusion.engines.store import Store
 from edgediffusion.engines.recipe import Recipe
-import filelock, json
-recipe = Recipe.from_record(json.loads(sys.argv[2]))
-
+""",
+    """
 def build():
     time.sleep(0.05)
     return bytes(4 << 20)
 
-print("ready", flush=True)
-sys.stdin.readline()
-Store(Path(sys.argv[1])).get_or_build(recipe, build, by="a test")
-"""
+Store(Path(sys.argv[1])).get_or_build(Recipe.from_record(json.loads(sys.argv[2])), build, by="a test")
+""",
+)
 
 
 def try_store(folder: Path, seeds: range) -> int:
     killed, recipe, store = 0, json.dumps(RECIPE.to_record()), Store(folder / "engines")
     for seed in seeds:
-        killed += kill(random.Random(seed).uniform(0, 0.15), STORE, store.folder, recipe)
+        killed += kill(seed, 0.15, STORE, store.folder, recipe)
         for entry in store.entries():
             assert entry.read() == bytes(4 << 20), seed
         entry = store.get_or_build(RECIPE, lambda: bytes(4 << 20), by="a test")
@@ -125,19 +125,20 @@ def test_building_killed_two_hundred_times(tmp_path: Path) -> None:
     assert try_store(tmp_path, range(200)) > 120
 
 
-STAGING = """
-import sys, time
+STAGING = waiting(
+    """
+import filelock, time
 from pathlib import Path
 from edgediffusion.export.staging import BUNDLE, staging
-import filelock
-print("ready", flush=True)
-sys.stdin.readline()
+""",
+    """
 with staging(Path(sys.argv[1]), keep=sys.argv[2] == "keep") as folder:
     for k in range(20):
         (folder / BUNDLE / str(k)).write_bytes(bytes(100_000))
         time.sleep(0.004)
     (folder / BUNDLE / "edgediffusion.json").write_text("whole")
-"""
+""",
+)
 
 
 def try_staging(folder: Path, seeds: range, place: str) -> int:
@@ -147,7 +148,7 @@ def try_staging(folder: Path, seeds: range, place: str) -> int:
         out.parent.mkdir(exist_ok=True)
         if place == "empty":
             out.mkdir()
-        killed += kill(random.Random(seed).uniform(0, 0.15), STAGING, out, keeps.choice(["keep", "new"]))
+        killed += kill(seed, 0.15, STAGING, out, keeps.choice(["keep", "new"]))
         if (out / "edgediffusion.json").exists():
             assert len([path for path in out.iterdir() if path.name[0] != "."]) == 21, seed
         else:
@@ -181,15 +182,16 @@ def test_staging_killed_a_hundred_times(place: str, tmp_path: Path) -> None:
     assert try_staging(tmp_path, range(100), place) > 60
 
 
-EXPORT = """
-import sys
+EXPORT = waiting(
+    """
 import torch, diffusers, transformers, onnx, onnxscript, onnxruntime
 from edgediffusion.export import cli
-print("ready", flush=True)
-sys.stdin.readline()
+""",
+    """
 sys.stdout = sys.stderr
 sys.exit(cli.export(sys.argv[1:]))
-"""
+""",
+)
 
 
 @pytest.mark.slow
@@ -197,7 +199,7 @@ def test_export_killed_twenty_times(checkpoints: Callable[[str], Path], tmp_path
     """Of a tiny model, with --resume; then it finishes, and what it wrote agrees with torch."""
     command, out, killed = [str(checkpoints("sd")), str(tmp_path / "out"), "--resume"], tmp_path / "out", 0
     for seed in range(20):
-        killed += kill(random.Random(seed).uniform(0, 20), EXPORT, *command)
+        killed += kill(seed, 20, EXPORT, *command)
         if out.exists():
             assert_whole(out)
             shutil.rmtree(out)
