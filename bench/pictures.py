@@ -13,7 +13,7 @@ NUM_INFERENCE_STEPS = 20
 SEED = 0
 OURS, THEIRS = "edgediffusion generate", "diffusers"
 CHECKPOINT = "checkpoint"
-COMMAND = "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"  # as the installed script has it
+COMMAND = "from edgediffusion.runtime.cli import script; script()"  # as the installed one has it
 
 
 def drawing_commands(

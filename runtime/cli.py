@@ -14,12 +14,13 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from edgediffusion import __version__
 from edgediffusion.engines.errors import BackendUnavailable, EdgeDiffusionError, UnknownName
@@ -35,6 +36,18 @@ if TYPE_CHECKING:
 
 Command = Callable[[Sequence[str]], int]
 AGAINST = "--against"  # makes `verify` a command of the export layer
+
+
+def script() -> NoReturn:
+    """`main` as a process: the first Ctrl-C is a keyboard interrupt, others do not cut short the cleaning up."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us ignores it
+        signal.signal(signal.SIGINT, interrupt)
+    sys.exit(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

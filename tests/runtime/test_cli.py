@@ -451,6 +451,27 @@ def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: Cap
     assert names(folder) == []
 
 
+def test_a_second_interrupt_does_not_stop_the_cleaning_up() -> None:
+    program = """
+import os, signal, sys
+from edgediffusion.runtime import cli
+
+def doctor(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        print("cleaned up")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.COMMANDS["doctor"] = doctor
+sys.argv = ["edgediffusion", "doctor"]
+cli.script()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "cleaned up\n", "edgediffusion: interrupted\n")
+
+
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--help"]])
 @pytest.mark.parametrize("mode", ["-I", "-Iu"])
 def test_a_closed_pipe(arguments: list[str], mode: str) -> None:
