@@ -97,19 +97,21 @@ def test_the_build_context_is_what_the_wheel_is_made_of() -> None:
     assert build_context() == {Path(name).parts[0] for name in json.loads(wheel)} | files
 
 
-def exec_lines() -> list[list[str]]:
+def test_the_commands_of_the_service() -> None:
+    """They parse, with one program, and every folder that they name is one that systemd makes."""
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(UNIT)
-    return [shlex.split(unit["Service"][name]) for name in ("ExecStartPre", "ExecStart")]
-
-
-def test_the_commands_of_the_service() -> None:
-    warm, run = exec_lines()
-    assert warm[1] == "warm"
-    assert run[1] == "run"
-    options = _options(run[2:])
-    assert (str(options.source), options.watch, str(options.output)) == ("in", True, "out")
+    service = unit["Service"]
+    (program, *warm), (same, *run) = (shlex.split(service[name]) for name in ("ExecStartPre", "ExecStart"))
+    assert program == same
+    assert warm == ["warm"]
+    assert run[0] == "run"
+    options = _options(run[1:])
+    assert options.watch
+    made = {Path("/var/lib") / name for name in service["StateDirectory"].split()}
+    folders = options.source, options.output, options.status.parent, options.metrics.parent
+    assert {Path(service["WorkingDirectory"]) / folder for folder in folders} < made
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
