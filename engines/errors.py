@@ -28,6 +28,9 @@ def one_line(message: object) -> str:
 class EdgeDiffusionError(Exception):
     """Base of every error that edgediffusion raises on purpose. It can be pickled, whatever its constructor takes."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(str(message).splitlines()))  # files have names of several
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.args, vars(self))
 

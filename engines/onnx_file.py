@@ -43,9 +43,18 @@ class OnnxFile:
 
 @contextmanager
 def open_model(path: File) -> Iterator[Message]:
-    """The whole of an ONNX file."""
-    with path.open("rb") as file:
-        yield Message(file, 0, size_of(path))
+    """The whole of an ONNX file.
+
+    Raises:
+        BundleError: what is looked for in it, before the context is left, is not there or not as it should be.
+    """
+    try:
+        with path.open("rb") as file:
+            yield Message(file, 0, size_of(path))
+    except BundleError:
+        raise
+    except (OSError, ValueError, LookupError, OverflowError) as error:
+        raise BundleError(f"{path}: not an ONNX file that can be read ({error}); export it again") from None
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -54,42 +63,49 @@ def read_onnx(path: Path) -> OnnxFile:
     Raises:
         BundleError: it is no ONNX file, or its weights are to be read from outside of its folder.
     """
-    try:
-        with open_model(path) as model:
-            (graph,) = model.messages(GRAPH)
-            opsets = {imported.text(1): imported.number(2) for imported in model.messages(_OPSET_IMPORT)}
-            spec = GraphSpec(path.parent.name, _tensors(graph, _INPUT), _tensors(graph, _OUTPUT))
-            external = [tensor for tensor in graph.messages(INITIALIZER) if tensor.messages(EXTERNAL_DATA)]
-            entries = (entry for tensor in external for entry in tensor.messages(EXTERNAL_DATA))
-            data = {entry.text(2) for entry in entries if entry.text(1) == "location"}
-            weights = sum(math.prod(tensor.numbers(_DIMS)) for tensor in external)
-            opset = opsets[""]
-    except (OSError, ValueError, KeyError) as error:
-        raise BundleError(f"{path}: not an ONNX file that can be read ({error}); export it again") from None
+    with open_model(path) as model:
+        (graph,) = model.messages(GRAPH)
+        opsets = {imported.text(1): imported.number(2) for imported in model.messages(_OPSET_IMPORT)}
+        spec = GraphSpec(path.parent.name, _tensors(graph, _INPUT), _tensors(graph, _OUTPUT))
+        external = [tensor for tensor in graph.messages(INITIALIZER) if tensor.messages(EXTERNAL_DATA)]
+        entries = (entry for tensor in external for entry in tensor.messages(EXTERNAL_DATA))
+        data = {entry.text(2) for entry in entries if entry.text(1) == "location"}
+        weights = sum(math.prod(tensor.numbers(_DIMS)) for tensor in external)
+        opset = opsets[""]
     for name in data:
-        if PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
-            raise BundleError(f"{path}: weights in {name!r}, which is outside of its folder; do not use this file")
+        _beside(path, name)
     return OnnxFile(opset, spec, tuple(sorted(data)), weights)
 
 
+def _beside(path: File, name: str) -> File:
+    """The file of weights that the ONNX file `path` calls `name`."""
+    if PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
+        raise BundleError(f"{path}: weights in {name!r}, which is outside of its folder; do not use this file")
+    return path.parent / name
+
+
 def read_turned(path: File) -> dict[str, Array]:
-    """The weights whose names end in `TURNED`, as the graph declares them: (out, height, width, in)."""
+    """The weights whose names end in `TURNED`, as the graph declares them: (out, height, width, in).
+
+    Raises:
+        BundleError: it is no ONNX file, or its weights are not where it says, or outside of its folder.
+    """
     with open_model(path) as model:
         (graph,) = model.messages(GRAPH)
         tensors = [
             t for t in graph.messages(INITIALIZER) if t.messages(EXTERNAL_DATA) and t.text(_NAME).endswith(TURNED)
         ]
-        mapped = {tensor.text(_NAME): _mapped(tensor, path.parent) for tensor in tensors}
+        mapped = {tensor.text(_NAME): _mapped(tensor, path) for tensor in tensors}
     with ThreadPoolExecutor() as pool:
         return dict(zip(mapped, pool.map(_turn, mapped.values()), strict=True))
 
 
-def _mapped(tensor: Message, folder: File) -> Array:
+def _mapped(tensor: Message, path: File) -> Array:
     """A weight in its file, as PyTorch has it: (out, in, height, width)."""
     place = {entry.text(1): entry.text(2) for entry in tensor.messages(EXTERNAL_DATA)}
     out, height, width, channels = tensor.numbers(_DIMS)
     shape = (out, channels, height, width)
-    dtype, offset, file = _DTYPES[tensor.number(_DATA_TYPE)], int(place["offset"]), folder / place["location"]
+    dtype, offset, file = _DTYPES[tensor.number(_DATA_TYPE)], int(place["offset"]), _beside(path, place["location"])
     if isinstance(file, Packed):
         return np.frombuffer(file.view, dtype, math.prod(shape), offset).reshape(shape)
     return np.memmap(file, dtype, mode="r", offset=offset, shape=shape)

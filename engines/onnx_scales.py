@@ -22,7 +22,11 @@ _SINCE_18 = {"axes", "antialias", "keep_aspect_ratio_policy"}
 
 
 def with_scales(path: Path) -> bytes:
-    """The model in the file `path`, each Resize along `axes` turned into one that doubles height and width."""
+    """The model in the file `path`, each Resize along `axes` turned into one that doubles height and width.
+
+    Raises:
+        BundleError: it is no ONNX file.
+    """
     with open_model(path) as model:
         return rewrite(model, (GRAPH,), _graph)
 

@@ -55,7 +55,7 @@ class Profile:
 
     @classmethod
     def from_record(cls, record: Mapping[str, list[int]]) -> Profile:
-        """The way back; TypeError or ValueError where it is none."""
+        """The way back; AttributeError, TypeError or ValueError where it is none."""
         return cls.of({name: (least, best, most) for name, (least, best, most) in record.items()})
 
     def __str__(self) -> str:

@@ -86,7 +86,7 @@ class Recipe:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Recipe:
-        """The way back; KeyError, TypeError or ValueError where it is none."""
+        """The way back; AttributeError, KeyError, TypeError or ValueError where it is none."""
         if record["schema"] != SCHEMA:
             raise ValueError(f"schema {record['schema']}, this version reads {SCHEMA}")
         return cls(

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from .errors import BackendUnavailable, EngineError, UsageError
 from .files import PARTIAL, replacing, sync
+from .json_object import parse_object
 from .recipe import Graph, Recipe, Target
+from .typed import check_types
 
 PLAN, SIDECAR, LOCK = ".plan", ".json", ".lock"
 
@@ -212,9 +214,11 @@ def read_sidecar(path: Path) -> Entry:
         DamagedEngine: it is missing or is no sidecar of this version.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_object(path.read_bytes())
         entry = Entry(Recipe.from_record(record["recipe"]), Built(**record["plan"]), path.with_suffix(PLAN))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        check_types(entry.recipe, "recipe")
+        check_types(entry.built, "plan")
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedEngine(f"{path}: does not describe an engine ({error!r}); {_AGAIN}") from None
     if entry.recipe.name != path.stem:
         raise DamagedEngine(f"{path}: describes {entry.recipe.name}; {_AGAIN}")

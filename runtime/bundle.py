@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from edgediffusion.engines.base import Building, Engine, Reports, Says, silent, unsaid
 from edgediffusion.engines.errors import BundleError, UnknownName, UsageError
 from edgediffusion.engines.files import sha256_of
+from edgediffusion.engines.json_object import parse_object
 from edgediffusion.engines.packed import File, Packed, size_of
 from edgediffusion.engines.registry import BACKENDS, open_engine
 
@@ -133,8 +133,8 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: {name} is not in the manifest; {_REMEDY}")
         try:
-            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
+            return parse_object((self.path / name).read_bytes())
+        except ValueError as error:
             raise BundleError(f"{self.path / name}: not a JSON object ({error}); {_REMEDY}") from None
 
     def prefetch(self, *names: str) -> None:

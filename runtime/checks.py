@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 LARGEST = 1 << 16  # pixels of a side, about what JPEG holds; WebP holds fewer
+MOST_IMAGES = 1_000_000  # names of more fill the memory before anything is drawn
 _EXPORT_AGAIN = "export it again without --static: edgediffusion export BUNDLE OUT"
 _SCALES = {"guidance_scale": 7.5, "image_guidance_scale": 1.5, "controlnet_conditioning_scale": 1}
 
@@ -46,8 +47,8 @@ def check_run(run: Run) -> None:
 
 
 def _check_numbers(run: Run) -> None:
-    if run.num_images < 1:
-        raise UsageError(f"num_images {run.num_images}; wanted 1 or more")
+    if not 1 <= run.num_images <= MOST_IMAGES:
+        raise UsageError(f"num_images {run.num_images}; wanted 1 to {MOST_IMAGES}")
     if run.batch_size not in (None, AUTO) and not (isinstance(run.batch_size, int) and run.batch_size > 0):
         raise UsageError(f"batch_size {run.batch_size}; wanted 1 or more, or auto")
     if run.seed < 0:
@@ -71,7 +72,7 @@ def _check_sizes(run: Run) -> None:
         if size > LARGEST:
             raise UsageError(f"{name} {size}; wanted {LARGEST} at most")
         if size < 1 or size % multiple:
-            nearest = max(1, round(size / multiple)) * multiple
+            nearest = max(1, (size + multiple // 2) // multiple) * multiple
             raise UsageError(f"{name} {size}; wanted a positive multiple of {multiple}, such as {nearest}")
 
 

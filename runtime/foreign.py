@@ -6,7 +6,6 @@ timesteps, 32-bit ids and half-precision arrays.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from edgediffusion.engines.base import Engine
 from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.json_object import parse_object
 from edgediffusion.engines.onnx_file import read_onnx
 from edgediffusion.engines.packed import File
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
@@ -89,8 +89,8 @@ def _loosened(spec: GraphSpec) -> GraphSpec:
 def _family(folder: Path, graphs: Collection[str]) -> str:
     """The first family of that pipeline class that has all its graphs; failing that, the first, whose lack is told."""
     try:
-        pipeline_class = str(json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        pipeline_class = str(parse_object((folder / INDEX).read_bytes())["_class_name"])
+    except (OSError, ValueError, KeyError) as error:
         raise BundleError(f"{folder / INDEX}: cannot be read ({error!r}); export the model again") from None
     pipeline_class = pipeline_class.removeprefix(PREFIX)
     families = [name for name, family in FAMILIES.items() if pipeline_class in family.pipeline_classes]

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from edgediffusion.engines.errors import UsageError
+from edgediffusion.engines.json_object import parse_object
+from edgediffusion.engines.typed import fits
 
 from .batches import draw, part
 from .images import open_image
 from .metadata import Parameters, read_parameters
 from .output import Output
 from .settings import Settings
-from .typed import fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -150,12 +151,10 @@ def is_written(order: Order, k: int) -> bool:
 
 def _parse(line: str, place: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-        json.dumps(record, ensure_ascii=False).encode()  # JSON can spell half of a character, which is no text
-    except (RecursionError, ValueError) as error:
-        raise UsageError(f"{place}: not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise UsageError(f'{place}: {line}; wanted an object, such as {{"prompt": "a red apple"}}')
+        record = parse_object(line)
+    except ValueError as error:
+        wanted = 'a line such as {"prompt": "a red apple"}'
+        raise UsageError(f"{place}: cannot be read ({error}); wanted {wanted}") from None
     for name, value in record.items():
         if name not in KNOWN:
             raise UsageError(f"{place}: unknown key {name!r}; known: {', '.join(sorted(KNOWN))}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from edgediffusion.engines.errors import UsageError
 from edgediffusion.engines.files import sync
+from edgediffusion.engines.json_object import parse_object
 
 STARTED, DONE, RETRY, FAILED, RETURNED = "started", "done", "retry", "failed", "returned"
 STATES = (STARTED, DONE, RETRY, FAILED, RETURNED)
@@ -105,10 +106,10 @@ class Journal:
             os.truncate(self.path, len(whole) + 1 if whole else 0)
         for number, text in enumerate(whole.split(b"\n") if whole else [], 1):
             try:
-                record = json.loads(text)
+                record = parse_object(text)
                 state = STATES[STATES.index(record["state"])]
                 self._count(state, (record["file"], record["line"], record["digest"]))
-            except (KeyError, RecursionError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise UsageError(
                     f"{self.path}, line {number}: damaged ({error!r}); take that line away, or the file: "
                     "pictures that are there are not drawn again"

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.typed import check_types
+
 from .arrays import F32
 
 _SCALING_FACTORS = {"AutoencoderTiny": 1.0}  # where the config doesn't say
@@ -27,20 +30,33 @@ class LatentSpace:
 
     @classmethod
     def from_configs(cls, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> LatentSpace:
-        """From the `config.json` of a UNet2DConditionModel, and of an AutoencoderKL or AutoencoderTiny."""
-        blocks = vae["decoder_block_out_channels" if "decoder_block_out_channels" in vae else "block_out_channels"]
-        pixels_per_latent = 2 ** (len(blocks) - 1)
-        size = unet["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        shift_factor = vae.get("shift_factor")
-        return cls(
-            channels=vae.get("latent_channels", 4),
-            pixels_per_latent=pixels_per_latent,
-            scaling_factor=vae.get("scaling_factor", _SCALING_FACTORS.get(vae.get("_class_name", ""), 0.18215)),
-            shift_factor=0.0 if shift_factor is None else shift_factor,
-            width=width * pixels_per_latent,
-            height=height * pixels_per_latent,
-        )
+        """From the `config.json` of a UNet2DConditionModel, and of an AutoencoderKL or AutoencoderTiny.
+
+        Raises:
+            BundleError: they lack a setting, or it cannot be.
+        """
+        try:
+            blocks = vae["decoder_block_out_channels" if "decoder_block_out_channels" in vae else "block_out_channels"]
+            pixels_per_latent = 2 ** (len(blocks) - 1)
+            size = unet["sample_size"]
+            height, width = (size, size) if isinstance(size, int) else size
+            shift_factor = vae.get("shift_factor")
+            space = cls(
+                channels=vae.get("latent_channels", 4),
+                pixels_per_latent=pixels_per_latent,
+                scaling_factor=vae.get("scaling_factor", _SCALING_FACTORS.get(vae.get("_class_name", ""), 0.18215)),
+                shift_factor=0.0 if shift_factor is None else shift_factor,
+                width=width * pixels_per_latent,
+                height=height * pixels_per_latent,
+            )
+            check_types(space, "latents")
+            if min(space.channels, space.width, space.height) < 1:
+                raise ValueError(f"{space.channels} channels, {space.width}x{space.height} pixels")
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"the config.json of the UNet, or of the VAE: {error!r}; copy or export the bundle again"
+            ) from None
+        return space
 
     def shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape of one picture's latents, (channels, height, width), for a size in pixels."""

@@ -11,10 +11,10 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.json_object import parse_object
 from edgediffusion.engines.packed import File
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
-
-from .typed import check_types
+from edgediffusion.engines.typed import check_types
 
 MANIFEST = "edgediffusion.json"
 SCHEMA = 4
@@ -176,12 +176,12 @@ class Manifest:
         """
         path = bundle / MANIFEST
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_object(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise BundleError(
                 f"{bundle}: no bundle here, {MANIFEST} is missing; write one with: edgediffusion export SOURCE {bundle}"
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from None
         try:
             schema = record.pop("schema")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgediffusion.engines.errors import UsageError
-
-from .typed import check_types
+from edgediffusion.engines.json_object import parse_object
+from edgediffusion.engines.typed import check_types
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
@@ -197,7 +197,7 @@ class Parameters:
         Raises:
             ValueError, TypeError: it is not JSON, no object, or lacks a field.
         """
-        record: dict[str, Any] = json.loads(text)
+        record = parse_object(text)
         names = {field.name for field in dataclasses.fields(cls)}
         parameters = cls(**{key: value for key, value in record.items() if key in names})
         check_types(parameters, "parameters")
@@ -271,7 +271,7 @@ def read_parameters(path: Path) -> Parameters:
         if key in texts:
             try:
                 return parse(texts[key])
-            except (AttributeError, RecursionError, TypeError, ValueError) as error:
+            except (TypeError, ValueError) as error:
                 raise UsageError(f"{path}: parameters that cannot be understood ({error})") from None
     raise UsageError(f"{path}: no parameters in this picture, neither ours nor those of a web UI")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
+from edgediffusion.engines.json_object import parse_object
 from edgediffusion.engines.packed import File, size_of
 from edgediffusion.engines.spec import Array
 
@@ -31,7 +31,7 @@ def read_tensors(path: File, names: Collection[str] | None = None) -> tuple[dict
         if start > size:
             raise ValueError(f"a header of {start - 8} bytes in a file of {size}")
         try:
-            header = json.loads(file.read(start - 8))
+            header = parse_object(file.read(start - 8))
             metadata = dict(header.pop("__metadata__", {}))
             arrays = {}
             for name, entry in header.items():
@@ -42,7 +42,7 @@ def read_tensors(path: File, names: Collection[str] | None = None) -> tuple[dict
                     file.seek(start + first)
                     raw = np.frombuffer(file.read(last - first), _DTYPES[entry["dtype"]])
                     arrays[name] = _widened(raw, entry["dtype"]).reshape(entry["shape"])
-        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError) as error:
+        except (KeyError, OverflowError, TypeError) as error:
             raise ValueError(f"a header that cannot be read ({error!r})") from None
     return metadata, arrays
 

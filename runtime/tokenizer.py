@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.errors import BundleError, one_line
+from edgediffusion.engines.json_object import parse_object
 from edgediffusion.engines.packed import File
 
 if TYPE_CHECKING:
@@ -44,19 +45,26 @@ class ClipTokenizer:
         """Read `folder`: tokenizer.json, or else vocab.json and merges.txt; tokenizer_config.json and the like.
 
         Raises:
-            BundleError: there is no vocabulary, or it lacks a special token.
+            BundleError: there is no vocabulary, it lacks a special token, or a file cannot be read.
         """
-        config = _read_config(folder)
-        special = {name: config.get(name) or default for name, default in _SPECIAL.items()}
-        self._tokenizer = _load(folder) or _build(folder, special, config.get("added_tokens_decoder", {}))
-        ids = {name: self._tokenizer.token_to_id(_content(token)) for name, token in special.items()}
+        try:
+            config = _read_config(folder)
+            special = {name: config.get(name) or default for name, default in _SPECIAL.items()}
+            self._tokenizer = _load(folder) or _build(folder, special, config.get("added_tokens_decoder", {}))
+            ids = {name: self._tokenizer.token_to_id(_content(token)) for name, token in special.items()}
+            self.length = int(min(config.get("model_max_length", MAX_LENGTH), MAX_LENGTH))
+        except BundleError:
+            raise
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise BundleError(f"{folder}: no tokenizer that can be read ({error!r}); export the bundle again") from None
         for name, token_id in ids.items():
             if token_id is None:
                 token = _content(special[name])
                 raise BundleError(f"{folder}: {name} {token!r} is not in the vocabulary; export the bundle again")
+        if self.room < 1:
+            raise BundleError(f"{folder}: model_max_length {self.length}, wanted 3 or more; export the bundle again")
         self._several = _words_of_several(self._tokenizer)
         self._bos, self._eos, self._pad = (ids[name] or 0 for name in ("bos_token", "eos_token", "pad_token"))
-        self.length: int = min(config.get("model_max_length", MAX_LENGTH), MAX_LENGTH)
         self.comma = self._tokenizer.token_to_id(",</w>")
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
@@ -112,7 +120,7 @@ def _read_config(folder: File) -> dict[str, Any]:
 
 
 def _read_json(path: File) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return parse_object(path.read_bytes()) if path.exists() else {}
 
 
 def _content(token: Token) -> str:
@@ -120,15 +128,30 @@ def _content(token: Token) -> str:
 
 
 def _load(folder: File) -> Tokenizer | None:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, models
 
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
-    tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    with _as_value_errors():
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    bpe = tokenizer.model
+    if not isinstance(bpe, models.BPE) or (bpe.unk_token is not None and bpe.token_to_id(bpe.unk_token) is None):
+        raise ValueError("no BPE, or none that has its unk_token")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+@contextmanager
+def _as_value_errors() -> Iterator[None]:
+    """Of what tokenizers raises: Exception itself, or Rust's panic, as for a merge that is longer than any token."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(one_line(error)) from None
 
 
 def _build(folder: File, special: dict[str, Token], added: dict[str, Token]) -> Tokenizer:
@@ -138,11 +161,12 @@ def _build(folder: File, special: dict[str, Token], added: dict[str, Token]) -> 
     if not (vocab.exists() and merges.exists()):
         raise BundleError(f"{folder}: neither tokenizer.json nor vocab.json and merges.txt; export the bundle again")
     lines = merges.read_text(encoding="utf-8").split("\n")
-    pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines[1:]) if right]
+    after_version = (line.partition(" ") for line in lines[1:])
+    pairs = [(left, right) for left, _, right in after_version if right]
     unknown = _content(special["unk_token"])
-    tokenizer = Tokenizer(
-        models.BPE(_read_json(vocab), pairs, unk_token=unknown, end_of_word_suffix="</w>")  # merges: after "#version"
-    )
+    with _as_value_errors():
+        bpe = models.BPE(_read_json(vocab), pairs, unk_token=unknown, end_of_word_suffix="</w>")
+    tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

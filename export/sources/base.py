@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgediffusion.engines.errors import ExportError, UnknownName
+from edgediffusion.engines.json_object import parse_object
 from edgediffusion.runtime.families import FAMILIES
 from edgediffusion.runtime.manifest import MANIFEST
 
@@ -116,12 +116,9 @@ def read_json(path: Path) -> Config:
 def parse_json(text: bytes, name: str | Path) -> Config:
     """The object in the JSON `text`; ExportError, which calls it `name`, when it is none."""
     try:
-        record = json.loads(text)
+        return parse_object(text)
     except ValueError as error:
         raise ExportError(f"{name}: cannot be read ({error})") from None
-    if not isinstance(record, dict):
-        raise ExportError(f"{name}: got {type(record).__name__}, wanted a JSON object")
-    return record
 
 
 def select(

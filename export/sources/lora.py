@@ -6,7 +6,6 @@ original code's blocks) and that of diffusers and peft (`unet.down_blocks.0...to
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from edgediffusion.engines.errors import ExportError
+from edgediffusion.engines.json_object import parse_object
 
 from ..weights import TORCH_DTYPES, Derived, StoredTensor, Weight, read_header, read_metadata
 from .base import EditedPart, Part, Source, pickled
@@ -160,7 +160,7 @@ def _alphas(path: Path, ranks: Mapping[str, int]) -> dict[str, float]:
     """
     alphas = {}
     try:
-        settings = json.loads(read_metadata(path).get(METADATA, "{}"))
+        settings = parse_object(read_metadata(path).get(METADATA, "{}"))
         for module, rank in ranks.items():
             component, _, name = module.partition(".")
             if (alpha := settings.get(f"{component}.lora_alpha")) is not None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 
 from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.json_object import parse_object
+from edgediffusion.engines.typed import check_types
 
 from ..manifest import FileRecord
-from ..typed import check_types
 
 RECORD, SIGNATURE = "edgediffusion-pack.json", "edgediffusion-pack.sig"
 SCHEMA = 1
@@ -44,7 +45,7 @@ def parse_record(content: bytes, pack: object) -> PackRecord:
         BundleError: it is no such record, is of a newer version, or names a file outside of the bundle.
     """
     try:
-        record = json.loads(content)
+        record = parse_object(content)
         if (schema := record.pop("schema")) != SCHEMA:
             raise BundleError(
                 f"{pack}: schema {schema}, this version reads {SCHEMA}; pip install --upgrade edgediffusion"
@@ -56,7 +57,7 @@ def parse_record(content: bytes, pack: object) -> PackRecord:
             raise ValueError(f"{bad[0]} has no size or digest")
     except BundleError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{pack}: {RECORD} cannot be read ({error!r}); copy the pack again") from None
     check_names(parsed.files, pack)
     return parsed

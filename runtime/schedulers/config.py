@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from edgediffusion.engines.errors import UnknownName, UsageError
+from edgediffusion.engines.typed import check_types
 
 T = TypeVar("T")
 
@@ -91,6 +92,23 @@ SIGMA_FLAGS = {
     "use_beta_sigmas": "beta",
     "use_lu_lambdas": "lu",
 }
+# The least and the most of a number; where no formula bounds it, far beyond what anybody trained with.
+_RANGES = {
+    "num_train_timesteps": (1, 1e6),
+    "original_inference_steps": (1, 1e6),
+    "steps_offset": (0, 1e6),
+    "beta_start": (0, 1),
+    "beta_end": (0, 1),
+    "trained_betas": (0, 1),
+    "dynamic_thresholding_ratio": (0, 1),
+    "sigma_min": (0, 1e6),
+    "sigma_max": (0, 1e6),
+    "sigma_data": (1e-6, 1e6),
+    "rho": (0.1, 1e3),
+    "flow_shift": (1e-6, 1e6),
+    "shift": (1e-6, 1e6),
+    "mu": (-100, 100),
+}
 _FIELDS = {entry.name for entry in dataclasses.fields(SchedulerConfig)}
 # Keys that change no number here, or that only other samplers of diffusers read; its `from_config` drops them.
 _ELSEWHERE = frozenset(
@@ -128,8 +146,21 @@ class ConfigReader:
         Keys of other samplers are passed over, and so are the values that `_use_default_values` calls defaults.
 
         Raises:
-            UsageError: a key would change the numbers in a way that is not understood.
+            UsageError: a key would change the numbers in a way that is not understood, or has a value of another type.
         """
+        try:
+            read = self._read(config)
+            check_types(read, "scheduler_config")
+        except TypeError as error:
+            raise UsageError(f"scheduler config: {error}; wanted the types that diffusers writes") from None
+        for key, (least, most) in _RANGES.items():
+            value = getattr(read, key)
+            for number in value if isinstance(value, Sequence) else (value,):
+                if number is not None and not least <= number <= most:
+                    raise UsageError(f"scheduler config: {key} {number}; wanted {least:g} to {most:g}")
+        return read
+
+    def _read(self, config: Mapping[str, Any]) -> SchedulerConfig:
         defaulted = config.get("_use_default_values", ())
         given = {key: value for key, value in config.items() if not key.startswith("_") and key not in defaulted}
         for key, value in given.items():
@@ -165,14 +196,21 @@ class ConfigReader:
         if sigmas is None:
             sigmas = flags[0] if flags else self.sigmas[0]
         return {
-            "sigmas": sigmas if isinstance(sigmas, str) else tuple(map(float, sigmas)),
-            "timesteps": None if timesteps is None else tuple(map(float, timesteps)),
+            "sigmas": sigmas if isinstance(sigmas, str) else _floats("sigmas", sigmas),
+            "timesteps": None if timesteps is None else _floats("timesteps", timesteps),
         }
+
+
+def _floats(kind: str, values: Iterable[Any]) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, values))
+    except (OverflowError, TypeError, ValueError):
+        raise UsageError(f"{kind} {values!r}; wanted numbers") from None
 
 
 def pick(key: str, name: str, table: Mapping[str, T]) -> T:
     """The entry of `table`, or `UnknownName` with the known names."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:  # configs are others' JSON
         raise UnknownName(key, name, table)
     return table[name]
 

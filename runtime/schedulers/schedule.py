@@ -47,9 +47,16 @@ BETA_SCHEDULES: dict[str, Callable[[SchedulerConfig], F64]] = {
 
 
 def alphas_cumprod(config: SchedulerConfig) -> F64:
-    """Signal power at each training timestep, prod(1 - beta), shape (num_train_timesteps,), in [0, 1)."""
+    """Signal power at each training timestep, prod(1 - beta), shape (num_train_timesteps,), in [0, 1).
+
+    Raises:
+        UsageError: trained_betas are not as many, or the schedule is unknown.
+    """
     if config.trained_betas is not None:
         betas = np.asarray(config.trained_betas, np.float64)
+        if len(betas) != config.num_train_timesteps:
+            wanted = f"wanted num_train_timesteps, {config.num_train_timesteps}"
+            raise UsageError(f"scheduler config: trained_betas of {len(betas)} values; {wanted}")
     else:
         betas = pick("beta_schedule", config.beta_schedule, BETA_SCHEDULES)(config)
     result: F64 = (1 - betas).cumprod(dtype=np.float64)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from edgediffusion.engines.errors import BundleError
-from edgediffusion.engines.onnx_file import read_onnx
+from edgediffusion.engines.onnx_file import EXTERNAL_DATA, GRAPH, INITIALIZER, TURNED, read_onnx, read_turned
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import TensorSpec
+from edgediffusion.engines.wire import write_field
 
 DATA = Path(__file__).parent / "data"
 LOCATION = b"tiny.bin"
@@ -26,9 +27,22 @@ def test_weights_outside_of_the_folder(tmp_path: Path, location: bytes) -> None:
     model.write_bytes(_with_location(location))
     with pytest.raises(BundleError, match=r"which is outside of its folder; do not use this file"):
         read_onnx(model)
+    model.write_bytes(_turned("../x.bin"))
+    with pytest.raises(BundleError, match=r"which is outside of its folder; do not use this file"):
+        read_turned(model)
     spec = read_onnx(DATA / "tiny.onnx").spec
     with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
         open_engine(model, spec, device="cpu")
+
+
+def _turned(location: str) -> bytes:
+    """A graph of nothing but a weight of shape (1, 2, 2, 1) whose place is `location`."""
+    dims, data_type, name = 1, 2, 8
+    entries = {"location": location, "offset": "0"}
+    places = [write_field(1, key.encode()) + write_field(2, value.encode()) for key, value in entries.items()]
+    fields = [*((dims, size) for size in (1, 2, 2, 1)), (data_type, 1), (name, f"k{TURNED}".encode())]
+    tensor = [write_field(*field) for field in fields] + [write_field(EXTERNAL_DATA, place) for place in places]
+    return write_field(GRAPH, write_field(INITIALIZER, b"".join(tensor)))
 
 
 def _with_location(location: bytes) -> bytes:
@@ -42,8 +56,19 @@ def _with_location(location: bytes) -> bytes:
 def test_no_onnx_file(tmp_path: Path, content: bytes) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(content)
-    with pytest.raises(BundleError, match=r"model\.onnx: not an ONNX file that can be read"):
-        read_onnx(model)
+    for read in (read_onnx, read_turned):
+        with pytest.raises(BundleError, match=r"model\.onnx: not an ONNX file that can be read"):
+            read(model)
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(_turned("w.bin"))
+    with pytest.raises(BundleError, match=r"not an ONNX file that can be read \(.*No such file.*w\.bin"):
+        read_turned(model)
+    (tmp_path / "w.bin").write_bytes(bytes(8))
+    with pytest.raises(BundleError, match=r"not an ONNX file that can be read \(.*length is greater than file size"):
+        read_turned(model)
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.onnx_file import read_onnx
 from edgediffusion.engines.onnx_scales import with_scales
 from edgediffusion.runtime.pipeline import BUILTIN
@@ -42,3 +43,9 @@ def test_a_unet_computes_the_same(size: int, tmp_path: Path) -> None:
         for path in (UNET, edited)
     ]
     np.testing.assert_array_equal(*outputs)
+
+
+def test_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    with pytest.raises(BundleError, match=r"model\.onnx: not an ONNX file that can be read \(wire type 7\)"):
+        with_scales(tmp_path / "model.onnx")

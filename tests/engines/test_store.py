@@ -107,6 +107,11 @@ def test_the_sidecar_of_another_engine(store: Store) -> None:
     with pytest.raises(DamagedEngine, match=r"does not describe an engine \(KeyError"):
         read_sidecar(other)
     assert list(store.entries()) == []
+    record = json.loads(add(store).sidecar.read_text())
+    for part, key in (("plan", "seconds"), ("recipe", "precision")):
+        other.write_text(json.dumps(record | {part: record[part] | {key: [1]}}))
+        with pytest.raises(DamagedEngine, match=rf"does not describe an engine \(TypeError\('{part}\.{key} is"):
+            read_sidecar(other)
 
 
 def test_a_build_that_fails_leaves_nothing(store: Store) -> None:

@@ -49,7 +49,9 @@ def test_not_a_diffusers_folder(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ("[]", "got list, wanted a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "cannot be read"), ("[]", r"cannot be read \(got list, wanted a JSON object\)")]
+)
 def test_broken_index(copy: Path, text: str, message: str) -> None:
     (copy / "model_index.json").write_text(text)
     refused(copy, f"model_index.json: {message}")

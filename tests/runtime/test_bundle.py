@@ -188,7 +188,7 @@ def test_configs(bundle_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "not a valid manifest"),
+        ("[]", r"cannot be read \(got list, wanted"),
         ('{"schema": 1}', "not a valid manifest"),
         ('{"schema": 1, "graphs": {"unet": {"spec": 3}}, "files": {}}', "not a valid manifest"),
     ],

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgediffusion.engines.errors import BundleError
 from edgediffusion.runtime.latents import LatentSpace
 
 UNET = {"sample_size": 64, "in_channels": 4}
@@ -15,6 +16,21 @@ def test_shape() -> None:
     space = LatentSpace.from_configs(UNET, VAE)
     assert (space.width, space.height) == (512, 512)
     assert space.shape(768, 512) == (4, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("unet", "vae", "message"),
+    [
+        ({}, VAE, r"KeyError\('sample_size'\)"),
+        ({"sample_size": [64]}, VAE, "ValueError"),
+        ({"sample_size": 0}, VAE, "4 channels, 0x0 pixels"),
+        (UNET, {"block_out_channels": 3}, "TypeError"),
+        (UNET, VAE | {"latent_channels": 4.5}, "latents.channels is 4.5"),
+    ],
+)
+def test_configs_that_cannot_be(unet: dict[str, Any], vae: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError, match=f"the config.json of the UNet, or of the VAE: .*{message}.*; copy or export"):
+        LatentSpace.from_configs(unet, vae)
 
 
 def test_an_oblong_model() -> None:

@@ -97,7 +97,7 @@ def test_a_line_that_is_wrong_stops_no_other(bundle: str, capsys: Capture) -> No
     assert run(bundle) == 1
     assert pictures() == ["jobs-4.png"]
     reasons = {record["line"]: record["reason"] for record in journal() if record["state"] == "failed"}
-    assert reasons[1].startswith("jobs.jsonl, line 1: not JSON")
+    assert reasons[1].startswith("jobs.jsonl, line 1: cannot be read")
     assert "unknown key 'promt'" in reasons[2]
     assert "width 7" in reasons[3]
     capsys.readouterr()

@@ -74,6 +74,29 @@ def test_no_vocabulary(tmp_path: Path) -> None:
         ClipTokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", "{", "no tokenizer that can be read .*EOF while parsing"),
+        ("tokenizer.json", '{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}', "no BPE, or none that"),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "BPE", "vocab": {}, "merges": [], "unk_token": "a"}}',
+            "none that has it",
+        ),
+        ("vocab.json", '{"a": 0}', "no tokenizer that can be read .*out of (vocabulary|range)"),
+        ("vocab.json", "[]", "no tokenizer that can be read .*got list, wanted a JSON object"),
+        ("tokenizer_config.json", '{"pad_token": 3}', "no tokenizer that can be read"),
+        ("tokenizer_config.json", '{"model_max_length": 2}', "model_max_length 2, wanted 3 or more"),
+        ("tokenizer_config.json", '{"model_max_length": -Infinity}', "no tokenizer that can be read .*OverflowError"),
+    ],
+)
+def test_files_that_make_no_tokenizer(folder: Path, file: str, content: str, message: str) -> None:
+    (folder / file).write_text(content)
+    with pytest.raises(BundleError, match=f"{folder}: .*{message}.*; export the bundle again"):
+        ClipTokenizer(folder)
+
+
 @pytest.mark.parametrize("form", ["vocab.json", "tokenizer.json"])
 def test_a_special_token_that_is_in_no_vocabulary(folder: Path, clip_tokenizer: Tokenizer, form: str) -> None:
     if form == "tokenizer.json":

@@ -131,6 +131,22 @@ def test_an_unknown_choice_lists_the_known(name: str, config: Mapping[str, Any],
         ("euler", {"timesteps": [1000, 9, 8, 7]}, "timesteps from 1000 to 7; wanted from below 1000 to 0 or more"),
         ("euler", {"sigmas": "beta", "timesteps": [4, 3, 2, 1]}, "timesteps and a sigma schedule; wanted one of them"),
         ("pndm", {"steps_offset": 900, "skip_prk_steps": True}, "needs timestep 1650, beyond the 1000 of the training"),
+        (
+            "euler",
+            {"beta_start": "0.1"},
+            "scheduler_config.beta_start is '0.1'; wanted the types that diffusers writes",
+        ),
+        (
+            "euler",
+            {"_use_default_values": 1, "beta_end": 0.02},
+            "scheduler config: .*; wanted the types that diffusers writes",
+        ),
+        ("euler", {"beta_end": -0.1}, "scheduler config: beta_end -0.1; wanted 0 to 1"),
+        ("euler", {"num_train_timesteps": 0}, r"scheduler config: num_train_timesteps 0; wanted 1 to 1e\+06"),
+        ("euler", {"sigma_max": float("nan")}, r"scheduler config: sigma_max nan; wanted 0 to 1e\+06"),
+        ("euler", {"trained_betas": [0.1, 2.0]}, "scheduler config: trained_betas 2.0; wanted 0 to 1"),
+        ("euler", {"trained_betas": [0.1, 0.2]}, "trained_betas of 2 values; wanted num_train_timesteps, 1000"),
+        ("euler", {"sigmas": [2.0, "a"]}, r"sigmas \[2.0, 'a'\]; wanted numbers"),
         ("euler", {"warp": 2}, r"key 'warp' \(2\) is not known and may change the picture; remove it, or pip install"),
         (
             "ddim",
@@ -192,6 +208,8 @@ def test_pndm_has_four_steps_for_runge_kutta() -> None:
 def test_an_unknown_sampler_or_schedule_lists_the_known() -> None:
     with pytest.raises(UnknownName, match=r"unknown scheduler 'eular'; known: .*euler.*unipc"):
         make_scheduler("eular", {}, 4)
+    with pytest.raises(UnknownName, match=r"unknown scheduler \['euler'\]; known: "):
+        short_name(["euler"])  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="unknown sigmas 'carras'; known: ays, ays_sdxl, beta, exponential, karras"):
         make_scheduler("euler", {}, 4, sigmas="carras")
 

@@ -251,7 +251,7 @@ ORDERS: list[tuple[str, dict[str, Any], int]] = [
     ("dpmpp_2s", {"solver_order": 3, "solver_type": "heun"}, 3),
     ("dpmpp_2s", {"solver_order": 3, "algorithm_type": "dpmsolver"}, 3),
     ("unipc", {"solver_order": 1}, 2),  # the corrector raises the order by one
-    ("unipc", {"solver_order": 2, "disable_corrector": range(1000)}, 2),
+    ("unipc", {"solver_order": 2, "disable_corrector": list(range(1000))}, 2),
     ("unipc", {"solver_order": 3}, 4),
     ("deis", {}, 2),
     ("euler", {}, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -36,14 +37,22 @@ def fits(value: object, hint: Any, name: str) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, option, name) for option in arguments)
+    if origin is tuple and Ellipsis not in arguments:
+        return (
+            isinstance(value, (tuple, list))
+            and len(value) == len(arguments)
+            and all(fits(part, argument, name) for part, argument in zip(value, arguments, strict=True))
+        )
     if origin in (tuple, Sequence):
         return isinstance(value, (tuple, list)) and all(fits(part, arguments[0], name) for part in value)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(
             fits(key, arguments[0], name) and fits(part, arguments[1], f"{name}.{key}") for key, part in value.items()
         )
-    if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    if hint is int and isinstance(value, bool):
+        return False
     if not isinstance(value, hint):
         return False
     if dataclasses.is_dataclass(value):

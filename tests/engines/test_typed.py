@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgediffusion.runtime.typed import check_types
+from edgediffusion.engines.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Outer:
     scale: float | None = 1.0
     shape: tuple[int | str, ...] = (1, "batch")
     values: Sequence[float] | None = None
+    pair: tuple[str, tuple[int, int]] = ("a", (1, 2))
     inner: Mapping[str, Inner] = field(default_factory=dict)
 
 
@@ -38,6 +39,9 @@ def test_what_fits(changes: dict[str, Any]) -> None:
         ({"scale": "1"}, "outer.scale is '1'"),
         ({"scale": True}, "outer.scale is True"),
         ({"shape": (1.5,)}, "outer.shape is"),
+        ({"scale": 10**400}, "outer.scale is 1000"),
+        ({"pair": ("a", (1, 2, 3))}, "outer.pair is"),
+        ({"pair": (1, (1, 2))}, "outer.pair is"),
         ({"values": "12"}, "outer.values is '12'"),
         ({"inner": []}, "outer.inner is"),
         ({"inner": {"a": Inner("b")}}, "outer.inner.a.size is 'b'"),  # type: ignore[arg-type]
