@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from edgediffusion.engines.errors import RunCancelled, UsageError
 from edgediffusion.runtime import Pipeline, Run, Step, draw
@@ -142,8 +142,14 @@ def test_the_steps_are_saved(previewing: Path, folder: Path, suffix: str, capsys
             # Five steps, three of the second pass, and the picture, which is also where a PNG cannot move.
             assert steps.n_frames == 9 + (suffix == ".png")  # type: ignore[attr-defined]
             assert steps.size == picture.size == (32, 32)
+            assert steps.info["loop"] == 0  # for ever
             if suffix == ".png":
                 assert steps.tobytes() == picture.tobytes()
+            durations = []
+            for frame in ImageSequence.Iterator(steps):
+                frame.load()
+                durations.append(frame.info.get("duration"))
+            assert durations[-9:] == [100] * 8 + [2000]
 
 
 @pytest.mark.parametrize(
@@ -255,8 +261,8 @@ def test_sixels_are_the_picture() -> None:
 
 def test_256_colours_are_the_nearest_of_the_cube() -> None:
     picture = Image.new("RGB", (1, 2))
-    picture.putdata([(0, 95, 255), (140, 172, 40)])
-    assert blocks_256(picture, 1, 1) == f"\x1b[38;5;{16 + 6 + 5};48;5;{16 + 36 * 2 + 6 * 3}m▀\x1b[0m"
+    picture.putdata([(0, 95, 255), (200, 172, 40)])
+    assert blocks_256(picture, 1, 1) == f"\x1b[38;5;{16 + 6 + 5};48;5;{16 + 36 * 4 + 6 * 3}m▀\x1b[0m"
 
 
 def test_a_screen_makes_room_for_another_size() -> None:
@@ -271,6 +277,15 @@ def test_a_screen_makes_room_for_another_size() -> None:
     assert wide.startswith("\r\x1b[J" + "\n" * 4 + "\r\x1b[4A\x1b7")
     assert square.startswith("\r\x1b[4A\x1b[J" + "\n" * 22 + "\r\x1b[22A\x1b7")
     assert square.endswith("\r" + "square\x1b[K\n")
+
+
+@pytest.mark.parametrize(("term", "rows"), [("xterm", 58), ("foot", 24)])
+def test_pixels_are_not_for_all_of_a_large_terminal(term: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(stream, "fileno", lambda: 0)
+    monkeypatch.setattr(os, "get_terminal_size", lambda descriptor: os.terminal_size((200, 60)))
+    Screen(stream, {"TERM": term}).show(gradient(20, 20), "step 1")
+    assert f"\x1b[{rows}B\rstep 1" in stream.getvalue()
 
 
 def test_a_real_terminal_says_its_size() -> None:

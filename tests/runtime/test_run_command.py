@@ -12,6 +12,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgediffusion.engines.errors import EngineError, UsageError
 from edgediffusion.runtime import GeneratedImage, Run, doctor, run_command, worker
@@ -19,6 +20,7 @@ from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.jobs import parse_line
 from edgediffusion.runtime.journal import Job, Journal
 from edgediffusion.runtime.metadata import read_parameters
+from edgediffusion.runtime.monitor import Monitor
 from edgediffusion.runtime.worker import Source, Stop
 
 from .conftest import FUNCTIONS, Opened, names
@@ -83,7 +85,7 @@ def test_a_file_of_jobs(bundle: str, opened: Opened, capsys: Capture) -> None:
     assert run(bundle) == 0
     out, err = capsys.readouterr()
     assert out == "out/jobs-1.png\nout/jobs-3-1.png\nout/jobs-3-2.png\n"
-    assert [line.split(" ", 2)[1:][0] for line in err.splitlines()] == ["info"] * 4
+    assert [line.split(" ")[1] for line in err.splitlines()] == ["info"] * 4
     assert read_parameters(Path("out/jobs-3-2.png")).width == 24
     assert states() == [(1, "started"), (1, "done"), (3, "started"), (3, "done")]
     opened.calls.clear()
@@ -333,6 +335,21 @@ def test_a_watched_folder(bundle: str, capsys: Capture, monkeypatch: pytest.Monk
     assert "info waiting" in err
 
 
+def test_that_it_waits_is_said_once(bundle: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    Path("in").mkdir()
+    assert run(bundle, "--watch", source="in") == 0
+    assert looks == [run_command.LOOK] * 5
+    assert capsys.readouterr().err.count("info waiting") == 1
+
+
 def wait_for(*paths: str) -> None:
     until = time.monotonic() + 10
     while not all(Path(path).exists() for path in paths) and time.monotonic() < until:
@@ -372,10 +389,21 @@ def test_status_and_metrics(bundle: str, failing: list[BaseException]) -> None:
         'edgediffusion_errors_total{kind="EngineError"} 1.0',
         "edgediffusion_pictures_total 3.0",
         "edgediffusion_job_seconds_count 4.0",
-        "edgediffusion_queue_jobs 0.0",
+        "edgediffusion_step_seconds_count 22.0",
     ):
         assert line in lines
     assert names(Path()) == ["jobs.jsonl", "out", "run.prom", "status.json"]
+
+
+def test_what_waits_and_what_is_held() -> None:
+    pytest.importorskip("prometheus_client", reason="an extra")
+    Monitor(Path(), Path("status.json"), Path("run.prom")).is_now("drawing", Job(Path("jobs.jsonl"), 2, ONE), 3)
+    status = json.loads(Path("status.json").read_text())
+    assert (status["state"], status["job"], status["queue"]) == ("drawing", "jobs.jsonl:2", 3)
+    metrics = dict(line.rsplit(" ", 1) for line in Path("run.prom").read_text().splitlines() if line[0] != "#")
+    assert metrics["edgediffusion_queue_jobs"] == "3.0"
+    assert float(metrics["edgediffusion_resident_memory_bytes"]) > 1 << 20
+    assert status["resident_memory"] > 1 << 20
 
 
 def test_metrics_without_their_library(bundle: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,6 +419,16 @@ def test_a_status_that_cannot_be_written_costs_no_picture(bundle: str, capsys: C
     assert run(bundle, "--status", "status.json") == 0
     assert "warning status or metrics cannot be written" in capsys.readouterr().err
     assert pictures() == ["jobs-1.png"]
+
+
+@pytest.mark.filterwarnings("always::edgediffusion.runtime.ImageConverted")
+def test_warnings_are_logged(bundle: str, capsys: Capture) -> None:
+    Image.new("L", (16, 16)).save("start.png")
+    jobs('{"prompt": "a car", "image": "start.png", "num_inference_steps": 2}')
+    before = logging.getLogger("edgediffusion").level
+    assert run(bundle) == 0
+    assert " warning image converted from L to RGB" in capsys.readouterr().err
+    assert logging.getLogger("edgediffusion").level == before
 
 
 def test_logs_as_json(bundle: str, failing: list[BaseException], capsys: Capture) -> None:
@@ -466,16 +504,21 @@ def test_memory_cannot_be_limited_beyond_what_is_allowed(monkeypatch: pytest.Mon
         doctor.limit_memory(1 << 20)
 
 
-def test_free_memory_knows_the_limit_of_the_process() -> None:
+def test_free_memory_knows_the_limit_of_the_process(tmp_path: Path) -> None:
+    """On a machine that has a lot more."""
     resource = pytest.importorskip("resource")
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {1 << 40} kB\n")
     before = resource.getrlimit(resource.RLIMIT_DATA)
     try:
-        doctor.limit_memory(4 << 30)
-        assert (doctor.free_memory() or 0) < 4 << 30
+        doctor.limit_memory(8 << 30)
+        free = doctor.free_memory(tmp_path / "meminfo", tmp_path)
         held = np.zeros(64 << 20, np.uint8)
-        assert (doctor.free_memory() or 0) <= (4 << 30) - held.nbytes
+        less = doctor.free_memory(tmp_path / "meminfo", tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+    assert free is not None
+    assert less is not None
+    assert 0 < less <= free - held.nbytes < free < 8 << 30
 
 
 def test_jobs_are_read_again_when_their_file_changes() -> None:
@@ -508,6 +551,8 @@ def test_low_memory(bundle: str, opened: Opened) -> None:
 
 
 def test_warm(bundle: str, opened: Opened, capsys: Capture) -> None:
-    assert main(["warm", "--bundle", bundle]) == 0
+    assert main(["warm", "--bundle", bundle, "--num-images", "3"]) == 0
     assert capsys.readouterr().out.startswith("opened in ")
     assert {"text_encoder", "unet", "vae_decoder"} <= {name for name, _ in opened.calls}
+    (sample,) = (feeds["sample"] for name, feeds in opened.calls if name == "unet")
+    assert len(sample) == 2 * 3
