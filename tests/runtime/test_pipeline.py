@@ -16,6 +16,7 @@ from edgediffusion.runtime import pipeline as pipeline_module
 from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.denoiser import Denoiser
 from edgediffusion.runtime.guidance import NO_GUIDANCE
+from edgediffusion.runtime.manifest import Manifest
 from edgediffusion.runtime.metadata import read_parameters
 from edgediffusion.runtime.noise_torch import TorchCpuNoise
 from edgediffusion.runtime.schedulers import make_scheduler
@@ -372,6 +373,14 @@ def test_defaults_of_models_for_a_few_steps(
     assert (run.num_inference_steps, run.guidance_scale) == ((4, 1.0) if few else (20, 7.5))
     told = pipeline.steps("a red apple", scheduler=scheduler, num_inference_steps=3, guidance_scale=2.0)
     assert (told.num_inference_steps, told.guidance_scale) == (3, 2.0)
+
+
+def test_a_model_distilled_with_guidance_has_that_of_lcm(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any family."""
+    pipeline.scheduler_config = {"_class_name": "LCMScheduler"}
+    monkeypatch.setattr(Manifest, "takes_guidance_scale", True)
+    run = pipeline.steps("a red apple")
+    assert (run.num_inference_steps, run.guidance_scale) == (4, 8.5)
 
 
 def test_low_memory_holds_the_networks_of_one_stage_at_a_time(bundle_path: Path, opened: Opened) -> None:

@@ -128,6 +128,17 @@ def test_a_mask_of_another_size_and_mode_is_converted_and_that_is_said(load: Cal
     assert np.abs(np.asarray(run.mask, int) - np.asarray(LEFT_HALF, int)).max() < 64  # Lanczos' filter rings
 
 
+@pytest.mark.parametrize(("scheduler", "steps", "left"), [("lcm", 4, 4), ("euler", 10, 3)])
+def test_strength_shortens_the_way_of_a_distilled_model(
+    scheduler: str, steps: int, left: int, load: Callable[..., Pipeline]
+) -> None:
+    """With a sampler that has no timesteps of distillation it leaves steps out, as for any model."""
+    told: dict[str, Any] = {"scheduler": scheduler, "num_inference_steps": steps}
+    run = load("distilled_image2image").steps("", image=NOISY, strength=0.3, **told)
+    assert len(list(run)) == left
+    assert 200 < run.tables.timesteps[run.first_call] < 300
+
+
 @pytest.mark.parametrize(
     ("strength", "message"),
     [(0, r"strength 0\.0; wanted a number above 0"), (0.04, r"of 20 steps none is left"), (1.5, r"1\.5; wanted")],

@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.manifest import MANIFEST
-from edgediffusion.runtime.metadata import read_parameters
+from edgediffusion.runtime.metadata import Parameters, read_parameters
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = [
@@ -92,6 +92,12 @@ def test_a_second_pass_of_the_web_ui_as_far_as_there_are_settings(bundle: str, c
     assert capsys.readouterr().err.endswith(message)
     made = read_parameters(Path("a.png"))
     assert (made.hires_scale, made.hires_strength, made.hires_upscaler) == (1.5, 0.7, "pixels")
+
+
+@pytest.mark.parametrize(("shown", "upscaler"), [("Latent", "latent"), ("Lanczos", "pixels")])
+def test_what_enlarges_has_another_name_in_the_web_ui(shown: str, upscaler: str) -> None:
+    parameters = Parameters.from_text(f"a castle\nSteps: 4, Hires upscale: 2, Hires upscaler: {shown}")
+    assert (parameters.hires_upscaler, dict(parameters.other)) == (upscaler, {})
 
 
 def test_a_picture_of_the_web_ui_drawn_with_the_noise_of_a_cpu(bundle: str) -> None:

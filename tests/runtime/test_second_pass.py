@@ -94,7 +94,7 @@ def test_the_parameters_tell_both_passes(pipeline: Pipeline, refiner: Pipeline) 
     parameters = pipeline.steps("a car", hires_scale=2).parameters(0)
     told = parameters.width, parameters.hires_scale, parameters.hires_strength, parameters.hires_upscaler
     assert told == (16, 2.0, 0.6, "latent")
-    assert "Hires upscale: 2.0, Hires upscaler: latent" in parameters.to_text()
+    assert "Denoising strength: 0.6, Hires upscale: 2.0, Hires upscaler: latent" in parameters.to_text()
     assert Parameters.from_json(parameters.to_json()) == parameters
     refined = pipeline.steps("a car", refiner=refiner).parameters(0)
     assert (refined.refiner, refined.denoising_end, refined.hires_scale) == ("a test", 0.8, None)
