@@ -180,8 +180,10 @@ class Bundle:
 
     def release(self, *names: str) -> None:
         """Free the engines of these components; `engine` opens them again."""
-        for key in [key for key in self._openings if key[0] in names]:
-            if (opening := self._openings.pop(key)).engine.exception() is None:
+        with self._lock:
+            openings = [self._openings.pop(key) for key in list(self._openings) if key[0] in names]
+        for opening in openings:
+            if opening.engine.exception() is None:
                 opening.engine.result().close()
 
     @contextmanager

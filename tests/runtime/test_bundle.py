@@ -274,6 +274,16 @@ def test_weights_in_8_bits_are_widened_where_there_is_room(
     assert opened.dialects == {"unet": {"cpu": file} if taken else {}}
 
 
+def test_what_another_thread_has_freed_meanwhile(
+    bundle_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Bundle.open(bundle_path) as bundle:
+        unet, _ = bundle.engine("unet"), bundle.engine("vae_decoder")
+        monkeypatch.setattr(unet, "close", lambda: bundle.release("vae_decoder"))
+        bundle.release("unet", "vae_decoder")
+        assert opened.engines["vae_decoder"]._run is None
+
+
 def test_shapes_are_tuples(bundle_path: Path) -> None:
     manifest = Manifest.read(bundle_path)
     assert manifest.graphs["unet"].spec.inputs[0].shape == ("batch", 4, "height", "width")
