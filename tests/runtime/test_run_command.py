@@ -422,13 +422,14 @@ def test_a_status_that_cannot_be_written_costs_no_picture(bundle: str, capsys: C
 
 
 @pytest.mark.filterwarnings("always::edgediffusion.runtime.ImageConverted")
-def test_warnings_are_logged(bundle: str, capsys: Capture) -> None:
+def test_warnings_are_logged(bundle: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (16, 16)).save("start.png")
     jobs('{"prompt": "a car", "image": "start.png", "num_inference_steps": 2}')
-    before = logging.getLogger("edgediffusion").level
+    logger = logging.getLogger("edgediffusion")
+    monkeypatch.setattr(logger, "level", logging.ERROR)  # that of a program that calls `main`
     assert run(bundle) == 0
     assert " warning image converted from L to RGB" in capsys.readouterr().err
-    assert logging.getLogger("edgediffusion").level == before
+    assert logger.level == logging.ERROR
 
 
 def test_logs_as_json(bundle: str, failing: list[BaseException], capsys: Capture) -> None:
