@@ -201,26 +201,23 @@ class Bundle:
 
     def _open(self, name: str, variant: str | None) -> _Opening:
         with self._lock:
-            return self._open_once(name, variant)
-
-    def _open_once(self, name: str, variant: str | None) -> _Opening:
-        if self._closed:
-            raise UsageError(f"{self.path}: this bundle was closed; open it again")
-        if (name, variant) in self._openings:
-            return self._openings[name, variant]
-        if name not in self.manifest.graphs:
-            raise UnknownName("component", name, self.manifest.graphs)
-        component = self.manifest.graphs[name]
-        if variant is not None and variant not in component.variants:
-            raise UnknownName(f"variant of {name}", variant, component.variants)
-        graph = component if variant is None else component.variants[variant]
-        weights = {self.path / component.weights: self.manifest.files[component.weights]}
-        opening = _Opening(
-            self._pool.submit(self._measured, f"open {name}", self._open_engine, graph, component),
-            self._pool.submit(self._measured, f"digest {name}", _check_digests, weights),
-        )
-        self._openings[name, variant] = opening
-        return opening
+            if self._closed:
+                raise UsageError(f"{self.path}: this bundle was closed; open it again")
+            if (name, variant) in self._openings:
+                return self._openings[name, variant]
+            if name not in self.manifest.graphs:
+                raise UnknownName("component", name, self.manifest.graphs)
+            component = self.manifest.graphs[name]
+            if variant is not None and variant not in component.variants:
+                raise UnknownName(f"variant of {name}", variant, component.variants)
+            graph = component if variant is None else component.variants[variant]
+            weights = {self.path / component.weights: self.manifest.files[component.weights]}
+            opening = _Opening(
+                self._pool.submit(self._measured, f"open {name}", self._open_engine, graph, component),
+                self._pool.submit(self._measured, f"digest {name}", _check_digests, weights),
+            )
+            self._openings[name, variant] = opening
+            return opening
 
     def _measured(self, part: str, function: Callable[..., Result], *arguments: Any) -> Result:
         with self.timings.part(part):
