@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from edgediffusion.engines.errors import ExportError
-from edgediffusion.runtime.doctor import peak_memory
+from edgediffusion.runtime.memory import peak_memory
 
 # What a child would spend its first seconds importing. A fork server imports it once, and never runs any of it.
 PRELOAD = ["edgediffusion.export.stage", "torch._dynamo", "torch.onnx._internal.exporter._core"]

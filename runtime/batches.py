@@ -14,8 +14,8 @@ import numpy as np
 from edgediffusion.engines.errors import OutOfMemory
 
 from .conditioning import lengths
-from .doctor import free_memory, resident_memory
 from .images import GeneratedImage
+from .memory import free_memory, resident_memory
 from .prompts import EMBEDS, Texts
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from edgediffusion.engines.json_object import parse_object
 from edgediffusion.engines.packed import File, Packed, size_of
 from edgediffusion.engines.registry import BACKENDS, open_engine
 
-from .doctor import free_memory
 from .families import FAMILIES, Family
 from .foreign import adapt, read_manifest
 from .manifest import FileRecord, GraphRecord, Manifest, Variant, graph_name, inside
+from .memory import free_memory
 from .packs.read import is_pack, open_pack
 from .packs.unpack import unpacked
 from .timings import Timings

@@ -27,8 +27,8 @@ from edgediffusion.engines.tensorrt_versions import TensorRT, load
 from .arguments import Parser, print_line, say_interrupted
 from .build_plan import Wanted, parts_of
 from .bundle import Bundle
-from .doctor import free_memory
 from .latents import LatentSpace
+from .memory import free_memory
 from .progress import bars
 from .tables import show_engines
 

@@ -19,7 +19,7 @@ from edgediffusion.engines.probe import Probe
 from edgediffusion.engines.registry import BACKENDS
 from edgediffusion.engines.store import Store
 
-from .doctor import free_memory
+from .memory import free_memory
 
 LEAST_MEMORY = 256 << 20  # the built-in model's peak is 241 MB: edgediffusion bench cold-start
 LEAST_DISK = 256 << 20  # an engine of a small model

@@ -48,7 +48,7 @@ def generate(arguments: Sequence[str]) -> int:
     path = default_path(name) if options.output is None else options.output
     output = Output(path, several=options.num_images > 1, force=options.force)
 
-    from .doctor import peak_memory
+    from .memory import peak_memory
     from .pipeline import Pipeline
     from .progress import bars
     from .repeat import warn_of_another_model

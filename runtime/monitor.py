@@ -13,9 +13,9 @@ from typing import Any
 from edgediffusion.engines.errors import BackendUnavailable, UsageError
 from edgediffusion.engines.files import replacing
 
-from .doctor import free_memory, resident_memory
 from .journal import DONE, FAILED, RETRY, Job
 from .logs import log
+from .memory import free_memory, resident_memory
 
 # Upper ends of the histograms' buckets: a step on a GPU to one of a large model on a small CPU, and pictures.
 STEP_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)

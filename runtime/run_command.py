@@ -15,9 +15,9 @@ from pathlib import Path
 from edgediffusion.engines.errors import UsageError
 
 from .arguments import Parser, add_low_memory, add_model, opening, print_line
-from .doctor import limit_memory
 from .journal import Journal
 from .logs import log, logging_to
+from .memory import limit_memory
 from .monitor import Monitor, check_folder_of
 from .output import UNFINISHED
 from .pipeline import Pipeline

@@ -14,7 +14,7 @@ import pytest
 
 from edgediffusion.runtime import Pipeline
 from edgediffusion.runtime.batches import draw
-from edgediffusion.runtime.doctor import resident_memory
+from edgediffusion.runtime.memory import resident_memory
 
 from .commands import COMMAND
 

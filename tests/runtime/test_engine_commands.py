@@ -15,7 +15,7 @@ import pytest
 
 from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.store import Store
-from edgediffusion.runtime import doctor, engine_commands
+from edgediffusion.runtime import engine_commands
 from edgediffusion.runtime.cli import main, report_checks
 from edgediffusion.runtime.golden import Check
 from edgediffusion.runtime.pipeline import BUILTIN
@@ -156,12 +156,6 @@ def test_a_build_that_cannot_be_stopped_ends_with_the_process(
     monkeypatch.setattr("os._exit", leave)
     assert build("--component", "vae_encoder") == 130
     assert left == [(130, "edgediffusion: interrupted\n")]
-
-
-def test_memory_that_is_free(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:   2 kB\n")
-    assert doctor.free_memory(tmp_path / "meminfo") == 2048
-    assert doctor.free_memory(tmp_path / "none") is None
 
 
 def test_engines_are_listed(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:

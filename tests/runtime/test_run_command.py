@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from edgediffusion.engines.errors import EngineError, UsageError
-from edgediffusion.runtime import GeneratedImage, Run, doctor, run_command, worker
+from edgediffusion.runtime import GeneratedImage, Run, run_command, worker
 from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.jobs import parse_line
 from edgediffusion.runtime.journal import Job, Journal
@@ -492,34 +491,6 @@ def test_a_folder_that_cannot_be_locked(monkeypatch: pytest.MonkeyPatch) -> None
         run_command._alone(Path()),
     ):
         pass
-
-
-def test_memory_cannot_be_limited_beyond_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    resource = pytest.importorskip("resource")
-
-    def setrlimit(which: int, limits: tuple[int, int]) -> None:
-        raise ValueError("not allowed to raise maximum limit")
-
-    monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    with pytest.raises(UsageError, match=r"memory cannot be limited to 1 MiB here \(not allowed to raise"):
-        doctor.limit_memory(1 << 20)
-
-
-def test_free_memory_knows_the_limit_of_the_process(tmp_path: Path) -> None:
-    """On a machine that has a lot more."""
-    resource = pytest.importorskip("resource")
-    (tmp_path / "meminfo").write_text(f"MemAvailable: {1 << 40} kB\n")
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    try:
-        doctor.limit_memory(8 << 30)
-        free = doctor.free_memory(tmp_path / "meminfo", tmp_path)
-        held = np.zeros(64 << 20, np.uint8)
-        less = doctor.free_memory(tmp_path / "meminfo", tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-    assert free is not None
-    assert less is not None
-    assert 0 < less <= free - held.nbytes < free < 8 << 30
 
 
 def test_jobs_are_read_again_when_their_file_changes() -> None:
