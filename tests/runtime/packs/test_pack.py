@@ -222,6 +222,15 @@ def test_compressed_files(forge: Forge) -> None:
         open_pack(forge(kind=zipfile.ZIP_DEFLATED))
 
 
+def test_encrypted_files(forge: Forge) -> None:
+    path = forge()
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"'unet/config\.json' is compressed or encrypted, which no pack's are"):
+        open_pack(path)
+
+
 def test_a_link(forge: Forge) -> None:
     link = zipfile.ZipInfo("unet/config.json")
     link.external_attr = 0o120777 << 16
