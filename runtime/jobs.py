@@ -144,7 +144,7 @@ def is_written(order: Order, k: int) -> bool:
         if json.dumps(found[name]) != json.dumps(wanted[name]):
             raise UsageError(
                 f"{path}: another picture, with {name} {found[name]!r}, where the job has {wanted[name]!r}; "
-                "name another --output, or overwrite with --force"
+                "name another --output, or take that picture away"
             )
     return True
 

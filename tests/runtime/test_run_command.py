@@ -150,7 +150,10 @@ def test_a_name_that_another_picture_has_is_not_tried_again(bundle: str) -> None
     jobs("an apple", file="jobs.txt")
     assert run(bundle, source="jobs.txt") == 1
     assert states()[2:] == [(1, "started"), (1, "failed")]
-    assert "out/jobs-1.png: another picture, with prompt 'a car'" in journal()[-1]["reason"]
+    assert journal()[-1]["reason"] == (
+        "out/jobs-1.png: another picture, with prompt 'a car', where the job has 'an apple'; "
+        "name another --output, or take that picture away"
+    )
 
 
 def test_nobody_reads_the_names_of_the_pictures(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
