@@ -288,15 +288,6 @@ def test_a_full_disk_gives_the_job_back(bundle: str, capsys: Capture, monkeypatc
     assert pictures() == ["jobs-1.png", "jobs-2-1.png", "jobs-2-2.png"]
 
 
-def test_a_journal_that_cannot_be_written(bundle: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs(ONE)
-    with monkeypatch.context() as full:
-        full.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        assert run(bundle) == 2
-    assert "journal.jsonl: cannot be written: No space left on device" in capsys.readouterr().err
-    assert run(bundle) == 0
-
-
 def test_a_journal_with_half_a_line_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, job = Journal(tmp_path / "journal.jsonl"), Job(Path("jobs.jsonl"), 1, ONE)
     log.write("started", job)
