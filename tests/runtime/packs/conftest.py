@@ -49,3 +49,8 @@ def forge(tmp_path: Path) -> Forge:
         return path
 
     return forged
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files below it."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -19,12 +19,10 @@ from edgediffusion.runtime.packs.read import open_pack
 from edgediffusion.runtime.packs.unpack import unpack, unpacked
 from edgediffusion.runtime.packs.write import pack_bundle
 
+from .conftest import contents
+
 UNET = "unet/diffusion_pytorch_model.safetensors"
 Usage = namedtuple("Usage", "free")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_bundle_arrives_as_it_left(pack_path: Path, bundle_path: Path, tmp_path: Path) -> None:
