@@ -9,7 +9,7 @@ import numpy as np
 
 from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.packed import File
-from edgediffusion.engines.spec import Array, GraphSpec
+from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
 
 from .bundle import Bundle
 from .manifest import graph_name
@@ -59,7 +59,8 @@ def verify(bundle: Bundle) -> Iterator[Check]:
             f"{bundle.path}: no golden outputs of {', '.join(sorted(missing))}; export it again with this version"
         )
     for (name, variant), path in paths.items():
-        yield check(bundle, name, variant, [read_golden(bundle.path / path)])
+        spec = bundle.manifest.all_graphs[name, variant].spec
+        yield check(bundle, name, variant, [read_golden(bundle.path / path, spec)])
 
 
 def golden_path(component: str, variant: str | None) -> str:
@@ -89,11 +90,14 @@ def check(bundle: Bundle, name: str, variant: str | None, samples: Iterable[Gold
 def relative_errors(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str, float]:
     """max |got - want| / max |want| of each output in `want`, in float64; infinite where either holds NaN.
 
-    Of a picture `want` may have the upper left corner only.
+    Of a picture `want` may have the upper left corner only; where it is the larger one, the error is infinite too.
     """
     errors = {}
     for name, wanted in want.items():
         found = got[name][tuple(map(slice, wanted.shape))]
+        if found.shape != wanted.shape:
+            errors[name] = float("inf")
+            continue
         scale = np.abs(wanted, dtype=np.float64).max()
         error = np.abs(np.subtract(found, wanted, dtype=np.float64)).max()
         error = error if scale == 0 else error / scale
@@ -114,8 +118,8 @@ def _tile(array: Array, shape: tuple[int | str, ...]) -> Array:
     return array
 
 
-def read_golden(path: File) -> Golden:
-    """Read a safetensors file of inputs and outputs.
+def read_golden(path: File, spec: GraphSpec) -> Golden:
+    """Read a safetensors file of the inputs, and some of the outputs, of the graph that has this `spec`.
 
     Raises:
         BundleError: it is none.
@@ -123,10 +127,21 @@ def read_golden(path: File) -> Golden:
     try:
         metadata, arrays = read_tensors(path)
         label = metadata["label"]
+        feeds, outputs = (
+            {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
+            for kind in (INPUT, OUTPUT)
+        )
+        _check_ranks(feeds, spec.inputs)
+        _check_ranks(outputs, spec.outputs)
+        if not outputs or len(feeds) != len(spec.inputs):
+            raise ValueError(f"{len(feeds)} of {len(spec.inputs)} inputs, {len(outputs)} outputs")
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path}: not golden outputs ({error!r}); export the bundle again") from None
-    feeds, outputs = (
-        {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
-        for kind in (INPUT, OUTPUT)
-    )
     return Golden(label, feeds, outputs)
+
+
+def _check_ranks(arrays: Mapping[str, Array], tensors: Iterable[TensorSpec]) -> None:
+    ranks = {tensor.name: len(tensor.shape) for tensor in tensors}
+    for name, array in arrays.items():
+        if not array.size or array.ndim != ranks[name]:
+            raise ValueError(f"{name} of shape {array.shape}")

@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -29,13 +30,14 @@ from edgediffusion.engines.errors import BundleError, EdgeDiffusionError, Export
 from edgediffusion.engines.onnx_file import read_onnx, read_turned
 from edgediffusion.engines.onnx_relocate import relocated
 from edgediffusion.engines.onnx_scales import with_scales
+from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.engines.store import DamagedEngine, Store, read_sidecar
 from edgediffusion.export.sources.base import Source, read_json
 from edgediffusion.export.sources.embedding import add_embeddings
 from edgediffusion.export.sources.lora import fuse_loras
 from edgediffusion.runtime import Bundle, Pipeline
 from edgediffusion.runtime.foreign import describe
-from edgediffusion.runtime.golden import read_golden
+from edgediffusion.runtime.golden import read_golden, relative_errors, tiled
 from edgediffusion.runtime.images import open_image
 from edgediffusion.runtime.jobs import plan_job, read_lines
 from edgediffusion.runtime.journal import Job, Journal
@@ -228,10 +230,21 @@ def _read_journal(path: Path) -> None:
     journal.close()
 
 
+def _verify(path: Path) -> object:
+    sample = read_golden(path, _GRAPH)
+    tiled(sample.feeds, _GRAPH)
+    return relative_errors({"y": np.zeros((1, 2))}, sample.outputs)
+
+
+_GRAPH = GraphSpec(
+    "unet",
+    (TensorSpec("x", "float32", ("batch", 2)), TensorSpec("t", "int64", (1,))),
+    (TensorSpec("y", "float32", ("batch", 2)),),
+)
 _NOTHING = Source(name="nothing", index={}, parts={}, settings={})
 _OF_TENSORS: dict[Callable[[Path], object], type[Exception]] = {
     read_tensors: ValueError,
-    read_golden: BundleError,
+    _verify: BundleError,
     lambda path: fuse_loras(_NOTHING, [(path, 1.0)]): ExportError,
     lambda path: add_embeddings(_NOTHING, [path]): ExportError,
 }
@@ -253,7 +266,7 @@ KINDS = {
     "header": Kind(
         file="a.safetensors",
         readers=_OF_TENSORS,
-        wrap=lambda header: len(header).to_bytes(8, "little") + header + bytes(64),
+        wrap=lambda header: len(header).to_bytes(8, "little") + header + bytes(20),
     ),
     "onnx": Kind(
         file="model.onnx",

@@ -17,7 +17,7 @@ from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.golden import golden_path, read_golden, verify
 from edgediffusion.runtime.manifest import MANIFEST
 
-from .conftest import FUNCTIONS, Opened
+from .conftest import FUNCTIONS, SPECS, Opened
 
 FEEDS: dict[str, dict[str, Array]] = {
     "text_encoder": {"input_ids": np.arange(77)[None]},
@@ -109,4 +109,27 @@ def test_no_golden_outputs(bundle_path: Path, opened: Opened) -> None:
 def test_a_file_that_is_not_golden(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "unet.safetensors").write_bytes(content)
     with pytest.raises(BundleError, match=r"unet\.safetensors: not golden outputs \(.*\); export the bundle again"):
-        read_golden(tmp_path / "unet.safetensors")
+        read_golden(tmp_path / "unet.safetensors", SPECS["unet"])
+
+
+@pytest.mark.usefixtures("opened")
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({}, "3 of 3 inputs, 0 outputs"),
+        ({"sample": np.ones((1, 4, 2, 2), np.float32)}, r"KeyError\('sample'\)"),
+        ({"out_sample": np.ones((4, 2, 2), np.float32)}, r"out_sample of shape \(4, 2, 2\)"),
+        ({"out_sample": np.ones((0, 4, 2, 2), np.float32)}, r"out_sample of shape \(0, 4, 2, 2\)"),
+    ],
+)
+def test_outputs_of_another_graph(golden_bundle: Path, outputs: dict[str, Array], message: str) -> None:
+    write_golden(golden_bundle, "unet", outputs)
+    with Bundle.open(golden_bundle) as bundle, pytest.raises(BundleError, match=f"not golden outputs .*{message}"):
+        list(verify(bundle))
+
+
+@pytest.mark.usefixtures("opened")
+def test_outputs_that_are_larger_than_the_graphs(golden_bundle: Path) -> None:
+    write_golden(golden_bundle, "unet", {"out_sample": np.zeros((1, 4, 2, 3), np.float32)})
+    with Bundle.open(golden_bundle) as bundle:
+        assert {check.component: check.error for check in verify(bundle)}["unet"] == np.inf
