@@ -1,8 +1,9 @@
+#!/usr/bin/env python3
 """Readers of what others wrote, on what atheris makes of a corpus: files that take a reader where none has been.
 
     pip install atheris
-    python tests/faults/fuzz.py /tmp/onnx tests/faults/corpus/onnx -max_total_time=300
-    python tests/faults/fuzz.py tests/faults/corpus/onnx /tmp/onnx -merge=1
+    tests/faults/fuzz.py /tmp/onnx tests/faults/corpus/onnx -max_total_time=300
+    tests/faults/fuzz.py tests/faults/corpus/onnx /tmp/onnx -set_cover_merge=1 -use_counters=0
 
 The name of the first folder, which new files go to, is that of the kind (`readers.KINDS`); what follows are further
 folders and options of libFuzzer. A finding is printed and written to `finding-*` here, once for each place that it
