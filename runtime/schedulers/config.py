@@ -108,7 +108,11 @@ _RANGES = {
     "flow_shift": (1e-6, 1e6),
     "shift": (1e-6, 1e6),
     "mu": (-100, 100),
+    "timestep_scaling": (1e-6, 1e6),
+    "clip_sample_range": (1e-6, 1e6),
+    "sample_max_value": (1e-6, 1e6),
 }
+_OWN_WHERE_NULL = {"sigma_min", "sigma_max"}  # Euler's configs have them so, and EDM's samplers bounds of their own
 _FIELDS = {entry.name for entry in dataclasses.fields(SchedulerConfig)}
 # Keys that change no number here, or that only other samplers of diffusers read; its `from_config` drops them.
 _ELSEWHERE = frozenset(
@@ -172,7 +176,11 @@ class ConfigReader:
                     f"scheduler config: key {key!r} ({value!r}) is not known and may change the picture; "
                     f"remove it, or pip install --upgrade edgediffusion"
                 )
-        read = {key: value for key, value in given.items() if key in self.reads and key in _FIELDS}
+        read = {
+            key: value
+            for key, value in given.items()
+            if key in self.reads & _FIELDS and not (value is None and key in _OWN_WHERE_NULL)
+        }
         for key, names in self.renamed.items():
             if key in read:
                 read[key] = names.get(read[key], read[key])

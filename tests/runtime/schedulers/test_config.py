@@ -205,6 +205,13 @@ def test_pndm_has_four_steps_for_runge_kutta() -> None:
         SCHEDULERS["pndm"]({}, 3)
 
 
+def test_bounds_that_are_null_are_the_samplers_own() -> None:
+    config = {"_class_name": "EulerDiscreteScheduler", "sigma_min": None, "sigma_max": None}
+    np.testing.assert_array_equal(
+        make_scheduler("edm_euler", config, 4).sigmas, make_scheduler("edm_euler", {}, 4).sigmas
+    )
+
+
 def test_an_unknown_sampler_or_schedule_lists_the_known() -> None:
     with pytest.raises(UnknownName, match=r"unknown scheduler 'eular'; known: .*euler.*unipc"):
         make_scheduler("eular", {}, 4)
