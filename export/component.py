@@ -17,6 +17,7 @@ from edgediffusion.engines.errors import ExportError, one_line
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.families import Component
 from edgediffusion.runtime.golden import golden_path
+from edgediffusion.runtime.low_rank import FACTORS
 from edgediffusion.runtime.manifest import GraphRecord, Parity, Variant
 
 from .dialect import write_dialects
@@ -28,7 +29,7 @@ from .precision import INT8_TOLERANCE, Case, Halved, halve
 from .sources import Part, select
 from .to_onnx import quiet, to_onnx
 from .verify import TOLERANCE, check_parity, references
-from .weights import TORCH_DTYPES, StoredTensor, Weight, cast, load, quantize, write_tensors
+from .weights import TORCH_DTYPES, StoredTensor, Weight, cast, factors_of, load, quantize, write_tensors
 
 GRAPH = "model.onnx"
 HALVES = {"float16": "F16", "bfloat16": "BF16"}  # what a graph computes in -> what its weights are stored in
@@ -50,7 +51,7 @@ class Exported:
 def export_component(
     part: Part, component: Component, network: Network, seen: Seen, bundle: Path, options: Options
 ) -> Exported:
-    """Write `bundle / component.folder`: config, weights and graph of `part`.
+    """Write `bundle / component.folder`: config, weights and graph of `part`, and the factors of LoRAs added to them.
 
     Weights keep the type that the source has them in where the graph computes in float32, else they take its dtype;
     those that are multiplied with are in 8 bits where `options.weights` says so.
@@ -74,6 +75,8 @@ def export_component(
         write_golden(bundle / golden_path(component.folder, variant), module, case.spec, case.samples)
     kept = _quantized(stored, main.model) if options.weights else _narrowed(stored, module, dtype)
     placed = write_tensors(target / component.weights, kept)
+    if factors := factors_of(kept):
+        write_tensors(target / FACTORS, factors)
     module.to("meta")  # ONNX Runtime now reads the same weights
     written, remark = _write_graph(main, placed, GRAPH, options)
     record = GraphRecord(

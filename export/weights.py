@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from edgediffusion.engines.errors import ExportError
+from edgediffusion.runtime.low_rank import Factors, factor_names, fuse
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SCALE = "_scale"  # behind the name of an int8 weight: its scales
@@ -116,6 +118,72 @@ class Scales(CastWeight):
         return _scales(self.weight.read().float())
 
 
+@dataclass(frozen=True)
+class Constant:
+    """A number."""
+
+    file: Path
+    value: float
+    dtype: str = "F32"
+    shape: tuple[int, ...] = ()
+
+    def read(self) -> torch.Tensor:
+        """See `Weight`."""
+        return torch.tensor(self.value)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What a LoRA adds to a weight: scale * up @ down. `up` is (out, rank, ...), `down` (rank, in, ...)."""
+
+    up: Weight
+    down: Weight
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of what is added, flattened behind the first dimension."""
+        return self.up.shape[0], math.prod(self.down.shape[1:])
+
+    def read(self) -> Factors:
+        """As NumPy has them."""
+        return Factors(self.up.read().float().numpy(), self.down.read().float().numpy(), self.scale)
+
+
+@dataclass(frozen=True)
+class Fused(Derived):
+    """`weight` with a LoRA added, in the type of `weight`: `runtime.low_rank`."""
+
+    delta: LowRank
+
+    @property
+    def file(self) -> Path:
+        """That of the LoRA, which is the likelier culprit."""
+        return self.delta.up.file
+
+    def read(self) -> torch.Tensor:
+        """See `Weight`."""
+        stored = io.BytesIO(self.weight.read().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        fused = bytearray(b"".join(fuse(stored, self.dtype, [self.delta.read()])))
+        return torch.frombuffer(fused, dtype=TORCH_DTYPES[self.dtype]).reshape(self.shape)
+
+
+def factors_of(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The factors of the LoRAs added to `weights`, under the names that `runtime.low_rank` has for them."""
+    factors: dict[str, Weight] = {}
+    for key, weight in weights.items():
+        deltas = _deltas(weight)
+        for i, delta in enumerate(deltas):
+            parts = (delta.up, delta.down, Constant(delta.up.file, delta.scale))
+            factors |= dict(zip(factor_names(key, i), parts, strict=True))
+    return factors
+
+
+def _deltas(weight: Weight) -> list[LowRank]:
+    """In the order in which they are added."""
+    return [*_deltas(weight.weight), weight.delta] if isinstance(weight, Fused) else []
+
+
 def _scales(values: torch.Tensor) -> torch.Tensor:
     largest = values.flatten(1).abs().amax(1)
     return torch.where(largest > 0, largest / 127, 1)
@@ -172,7 +240,12 @@ def write_tensors(path: Path, weights: Mapping[str, Weight]) -> dict[str, Stored
 
 
 def cast(weight: Weight, dtype: str) -> Weight:
-    """`weight` in `dtype`: itself where it is, so that its bytes are copied."""
+    """`weight` in `dtype`: itself where it is, so that its bytes are copied.
+
+    A LoRA is added to the weight as it is stored without one, so that what is stored with it can be told by that.
+    """
+    if isinstance(weight, Fused):
+        return replace(weight, weight=cast(weight.weight, dtype))
     return weight if weight.dtype == dtype else CastWeight(weight, dtype)
 
 

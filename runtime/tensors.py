@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,33 +21,69 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def read_tensors(path: File, names: Collection[str] | None = None) -> tuple[dict[str, str], dict[str, Array]]:
-    """The metadata of the file, and its arrays, or those of them that are in `names`. bfloat16 becomes float32.
+@dataclass(frozen=True)
+class Placed:
+    """Where an array lies in its file: `offset` and `length` in bytes; `dtype` is safetensors' word, such as "F16"."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+def read_header(path: File) -> tuple[dict[str, str], dict[str, Placed]]:
+    """The metadata of the file, and where its arrays lie within it.
 
     Raises:
-        ValueError: it is not such a file, or has an array of another type.
+        ValueError: it is not such a file.
     """
     size = size_of(path)
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         if start > size:
             raise ValueError(f"a header of {start - 8} bytes in a file of {size}")
-        try:
-            header = parse_object(file.read(start - 8))
-            metadata = dict(header.pop("__metadata__", {}))
-            arrays = {}
-            for name, entry in header.items():
-                if names is None or name in names:
-                    first, last = entry["data_offsets"]
-                    if not 0 <= first <= last <= size - start:
-                        raise ValueError(f"{name} from {first} to {last} of {size - start} bytes")
-                    file.seek(start + first)
-                    raw = np.frombuffer(file.read(last - first), _DTYPES[entry["dtype"]])
-                    arrays[name] = _widened(raw, entry["dtype"]).reshape(entry["shape"])
-        except (KeyError, OverflowError, TypeError) as error:
-            raise ValueError(f"a header that cannot be read ({error!r})") from None
+        text = file.read(start - 8)
+    try:
+        header = parse_object(text)
+        metadata, placed = dict(header.pop("__metadata__", {})), {}
+        for name, entry in header.items():
+            first, last = map(operator.index, entry["data_offsets"])
+            if not 0 <= first <= last <= size - start:
+                raise ValueError(f"{name} from {first} to {last} of {size - start} bytes")
+            placed[name] = Placed(entry["dtype"], tuple(entry["shape"]), start + first, last - first)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a header that cannot be read ({error!r})") from None
+    return metadata, placed
+
+
+def read_tensors(path: File, names: Collection[str] | None = None) -> tuple[dict[str, str], dict[str, Array]]:
+    """The metadata of the file, and its arrays, or those of them that are in `names`. bfloat16 becomes float32.
+
+    Raises:
+        ValueError: it is not such a file, or has an array of another type.
+    """
+    metadata, placed = read_header(path)
+    arrays = {}
+    with path.open("rb") as file:
+        for name in placed if names is None else placed.keys() & names:
+            at = placed[name]
+            file.seek(at.offset)
+            try:
+                arrays[name] = decode(file.read(at.length), at.dtype).reshape(at.shape)
+            except (KeyError, OverflowError, TypeError) as error:
+                raise ValueError(f"{name}, which cannot be read ({error!r})") from None
     return metadata, arrays
 
 
-def _widened(raw: Array, dtype: str) -> Array:
-    return (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else raw
+def decode(raw: bytes, dtype: str) -> Array:
+    """One-dimensional; bfloat16 becomes float32."""
+    values = np.frombuffer(raw, _DTYPES[dtype])
+    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
+
+
+def encode(values: Array, dtype: str) -> bytes:
+    """float32 values, rounded to the nearest, ties to even."""
+    if dtype == "BF16":
+        bits = values.view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(_DTYPES[dtype]).tobytes()
+    return values.astype(_DTYPES[dtype]).tobytes()

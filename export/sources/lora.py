@@ -1,4 +1,4 @@
-"""Low-rank adaptation (arXiv:2106.09685) fused into the weights: W + scale * alpha / rank * up @ down.
+"""Low-rank adaptation (arXiv:2106.09685) for the weights: W + scale * alpha / rank * up @ down.
 
 Two spellings of a key are read, kohya's (`lora_unet_down_blocks_0_..._to_q.lora_down.weight`, where SDXL has the
 original code's blocks) and that of diffusers and peft (`unet.down_blocks.0...to_q.lora_A.weight`, or `lora.down`).
@@ -6,6 +6,7 @@ original code's blocks) and that of diffusers and peft (`unet.down_blocks.0...to
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import torch
 from edgediffusion.engines.errors import ExportError
 from edgediffusion.engines.json_object import parse_object
 
-from ..weights import TORCH_DTYPES, Derived, StoredTensor, Weight, read_header, read_metadata
+from ..weights import Derived, Fused, LowRank, StoredTensor, Weight, read_header, read_metadata
 from .base import EditedPart, Part, Source, pickled
 from .folder import PICKLES
 from .original.unet import original_keys
@@ -42,46 +43,25 @@ METADATA = "lora_adapter_metadata"  # the key in the header of files that diffus
 _OLD_PROCESSOR = re.compile(r"\.processor\.(to_\w+?)_lora\.(down|up)\.weight$")  # diffusers before 0.22
 
 
-@dataclass(frozen=True, kw_only=True)
-class Delta:
-    """What one file adds to a weight. `down` is (rank, in, ...), `up` (out, rank, ...), `mid` (rank, rank, k, k)."""
-
-    down: StoredTensor
-    up: StoredTensor
-    mid: StoredTensor | None
-    alpha: StoredTensor | float | None
-    scale: float
-
-    def shape(self) -> tuple[int, ...]:
-        """Of what is added, flattened behind the first dimension."""
-        inner = self.down.shape[1:] if self.mid is None else (self.down.shape[1], *self.mid.shape[2:])
-        return self.up.shape[0], torch.Size(inner).numel()
-
-    def read(self) -> torch.Tensor:
-        """(out, in) float32, or (out, in * height * width) of a convolution."""
-        down, up = self.down.read().float(), self.up.read().float().flatten(1)
-        alpha = float(self.alpha.read()) if isinstance(self.alpha, StoredTensor) else self.alpha
-        scale = self.scale * (1.0 if alpha is None else alpha / down.shape[0])
-        if self.mid is not None:  # a convolution as three (LoCon): 1x1 in, k x k between, 1x1 out
-            return scale * torch.einsum("or,rskl,si->oikl", up, self.mid.read().float(), down.flatten(1)).flatten(1)
-        return scale * (up @ down.flatten(1))
-
-
 @dataclass(frozen=True)
-class Fused(Derived):
-    """`weight` with a delta added, in the type of `weight`."""
+class Joined(Derived):
+    """The first two of a convolution as three (LoCon): 1x1 in, which is `weight`, and k x k between, in one."""
 
-    delta: Delta
+    mid: StoredTensor
 
     @property
-    def file(self) -> Path:
-        """That of the LoRA, which is the likelier culprit."""
-        return self.delta.up.file
+    def dtype(self) -> str:
+        """See `Weight`."""
+        return "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Weight`. (rank, in, k, k)"""
+        return (self.mid.shape[0], self.weight.shape[1], *self.mid.shape[2:])
 
     def read(self) -> torch.Tensor:
-        """The sum is taken in float32."""
-        total = self.weight.read().float() + self.delta.read().reshape(self.shape)
-        return total.to(TORCH_DTYPES[self.dtype])
+        """See `Weight`."""
+        return torch.einsum("rskl,si->rikl", self.mid.read().float(), self.weight.read().float().flatten(1))
 
 
 def fuse_loras(source: Source, loras: Sequence[tuple[Path, float]]) -> Source:
@@ -97,7 +77,7 @@ def fuse_loras(source: Source, loras: Sequence[tuple[Path, float]]) -> Source:
         for module, delta in _read(path, scale).items():
             name, key = places.get(module, ("", ""))
             base = parts[name].weights[key] if name else None
-            if base is None or (base.shape[0], torch.Size(base.shape[1:]).numel()) != delta.shape():
+            if base is None or (base.shape[0], math.prod(base.shape[1:])) != delta.shape:
                 raise ExportError(f"{path}: {module} fits nothing in {source.name}; a LoRA for another family")
             fused.setdefault(name, {})[key] = Fused(base, delta)
         edited = {
@@ -126,7 +106,7 @@ def _aliases(name: str, part: Part) -> list[tuple[str, str]]:
     ]
 
 
-def _read(path: Path, scale: float) -> Mapping[str, Delta]:
+def _read(path: Path, scale: float) -> Mapping[str, LowRank]:
     """The deltas by module, dots as underscores."""
     if path.suffix in PICKLES:
         raise pickled(path)
@@ -143,20 +123,24 @@ def _read(path: Path, scale: float) -> Mapping[str, Delta]:
     for module, group in groups.items():
         if not {"down", "up"} <= group.keys():
             raise ExportError(f"{path}: {module} lacks its down or up matrix; download the file again")
-    alphas = _alphas(path, {names[module]: group["down"].shape[0] for module, group in groups.items()})
-    return {
-        module: Delta(
-            down=g["down"], up=g["up"], mid=g.get("mid"), alpha=g.get("alpha", alphas.get(names[module])), scale=scale
-        )
-        for module, g in groups.items()
-    }
+        if group["down"].shape[:1] in ((), (0,)) or group["down"].shape[:1] != group["up"].shape[1:2]:
+            shapes = f"{group['up'].shape} and {group['down'].shape}"
+            raise ExportError(f"{path}: {module} has matrices of {shapes}, of which no product is; save the LoRA again")
+    ranks = {module: group["down"].shape[0] for module, group in groups.items()}
+    alphas = _alphas(path, {names[module]: rank for module, rank in ranks.items()})
+    deltas = {}
+    for module, group in groups.items():
+        alpha = float(group["alpha"].read()) if "alpha" in group else alphas.get(names[module], ranks[module])
+        down = Joined(group["down"], group["mid"]) if "mid" in group else group["down"]
+        deltas[module] = LowRank(group["up"], down, scale * alpha / ranks[module])
+    return deltas
 
 
 def _alphas(path: Path, ranks: Mapping[str, int]) -> dict[str, float]:
     """What the metadata that diffusers writes says of the modules, which it names by a pattern or not at all.
 
     It holds peft's LoraConfig of each component. With `use_rslora` alpha is divided by the root of the rank
-    (arXiv:2312.03732), instead of by the rank as `Delta` does it.
+    (arXiv:2312.03732), instead of by the rank as all others are.
     """
     alphas = {}
     try:

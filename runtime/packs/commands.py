@@ -22,7 +22,7 @@ def pack(arguments: Sequence[str]) -> int:
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="such as model.edz; never overwritten")
     add("--engines", action="store_true", help="with the engines that were built for it, in the bundle or the cache")
     add("--target", metavar="ARCH", help="of those the ones for this GPU architecture, such as sm_87")
-    add("--since", type=Path, metavar="PACK", help="a delta: only what has changed since this pack")
+    add("--since", type=Path, metavar="PACK", help="a delta: only what has changed since this pack, within files too")
     add("--sign", type=Path, metavar="KEY", help="sign with this private key: a PEM file of Ed25519")
     options = parser.parse_args(arguments)
     if options.target is not None and not options.engines:
@@ -35,9 +35,9 @@ def pack(arguments: Sequence[str]) -> int:
         key=options.sign,
         since=None if options.since is None else open_pack(options.since),
     )
-    written = open_pack(options.output)
-    held = len(record.files) - len(written.missing)
-    print_line(f"{options.output}: {held} of {len(record.files)} files, {options.output.stat().st_size} bytes")
+    held, parts = len(record.files) - len(open_pack(options.output).missing), len(record.patches)
+    some = f"and {parts} in part, " if parts else ""
+    print_line(f"{options.output}: {held} of {len(record.files)} files, {some}{options.output.stat().st_size} bytes")
     return 0
 
 

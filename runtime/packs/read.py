@@ -39,7 +39,7 @@ class Pack:
 
     @property
     def missing(self) -> list[str]:
-        """The files that a delta leaves to its base."""
+        """The files that a delta leaves to its base, wholly or in part."""
         return [name for name in self.record.files if name not in self.root.members]
 
     def check(self) -> None:
@@ -53,7 +53,7 @@ class Pack:
 
     def check_file(self, name: str) -> None:
         """As `check`, for one."""
-        found, wanted = sha256_of(self.root / name), self.record.files[name].sha256
+        found, wanted = sha256_of(self.root / name), self.record.members[name].sha256
         if found != wanted:
             raise BundleError(f"{self.path}/{name}: altered, SHA-256 {found}, expected {wanted}; copy the pack again")
 
@@ -121,10 +121,11 @@ def _members(infos: list[zipfile.ZipInfo], mapped: memoryview, path: Path) -> It
 
 
 def _check_members(sizes: dict[str, int], record: PackRecord, path: Path) -> None:
+    members = record.members
     for name, size in sizes.items():
-        if name not in record.files:
+        if name not in members:
             raise BundleError(f"{path}: holds {name!r}, which its record does not name; do not use it")
-        if size != (wanted := record.files[name].bytes):
+        if size != (wanted := members[name].bytes):
             raise BundleError(f"{path}: {name} has {size} bytes, expected {wanted}; copy the pack again")
     if MANIFEST not in record.files:
         raise BundleError(f"{path}: its record names no {MANIFEST}; do not use it")

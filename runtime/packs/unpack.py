@@ -12,8 +12,11 @@ from edgediffusion.engines.errors import BundleError, UsageError
 from edgediffusion.engines.files import PARTIAL, alone, replacing, sha256_of
 from edgediffusion.engines.packed import File, Packed
 
+from ..low_rank import FACTORS
 from ..manifest import MANIFEST, FileRecord
+from .patches import apply_patch
 from .read import Pack, is_pack, open_pack
+from .record import new_name
 
 _LOCK = ".edgediffusion-unpack.lock"
 _PIECE = 1 << 20
@@ -34,12 +37,11 @@ def unpack(pack: Pack, folder: Path, base: Path | None = None) -> list[str]:
             f"{pack.path}: a delta, which leaves {len(pack.missing)} of {len(pack.record.files)} files "
             "to the pack that it was made against; name that with --base"
         )
-    sources: dict[str, File] = dict.fromkeys(pack.record.files, pack.root)
-    sources |= dict.fromkeys(pack.missing, _root(base) if base is not None else pack.root)
+    root = pack.root if base is None else _root(base)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder / _LOCK):
-            return list(_fill(pack, folder, sources))
+            return list(_fill(pack, folder, root))
     except OSError as error:
         raise UsageError(
             f"{folder} cannot be written: {error.strerror or error}; the same command goes on where this one stopped"
@@ -50,7 +52,7 @@ def _root(base: Path) -> File:
     return open_pack(base).root if is_pack(base) else base
 
 
-def _fill(pack: Pack, folder: Path, sources: dict[str, File]) -> Iterator[str]:
+def _fill(pack: Pack, folder: Path, base: File) -> Iterator[str]:
     files = pack.record.files
     for left in folder.rglob(f"*{PARTIAL}"):  # by one that was killed: the lock is ours
         left.unlink()
@@ -64,8 +66,14 @@ def _fill(pack: Pack, folder: Path, sources: dict[str, File]) -> Iterator[str]:
         raise UsageError(
             f"{folder}: {free >> 20} MiB free, {pack.path} takes {needed >> 20} more; choose another place"
         )
-    for name in sorted(wanted, key=MANIFEST.__eq__):
-        _copy(sources[name], name, files[name], folder / name)
+    patches = pack.record.patches
+    fused = [name for name, patch in patches.items() if any(piece.weight is not None for piece in patch.pieces)]
+    for name in sorted(wanted, key=lambda name: (name == MANIFEST, name in fused)):  # LoRAs first
+        if name in pack.root.members or name not in patches:
+            source = pack.root if name in pack.root.members else base
+            _write(folder / name, _copied(source, name), files[name], source / name)
+        else:
+            _write(folder / name, _patched(pack, name, base / name, folder), files[name], pack.root / name)
         yield name
 
 
@@ -87,27 +95,42 @@ def _holds(path: Path, record: FileRecord) -> bool:
         return False
 
 
-def _copy(source: File, name: str, record: FileRecord, target: Path) -> None:
+def _copied(source: File, name: str) -> Iterator[bytes]:
+    try:
+        with (source / name).open("rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+    except FileNotFoundError:
+        raise BundleError(f"{source}: lacks {name}; name the pack that this one was made against") from None
+
+
+def _patched(pack: Pack, name: str, base: File, folder: Path) -> Iterator[bytes]:
+    factors = (folder / name).parent / FACTORS
+    try:
+        yield from apply_patch(pack.record.patches[name], base, pack.root / new_name(name), factors)
+    except (FileNotFoundError, ValueError) as error:
+        raise BundleError(f"{pack.path}: {name} cannot be made ({error}); copy the pack again") from None
+
+
+def _write(target: Path, pieces: Iterator[bytes], record: FileRecord, source: File) -> None:
     """Nothing is written beyond the size that was declared."""
     target.parent.mkdir(parents=True, exist_ok=True)
     found, left = hashlib.sha256(), record.bytes
     with replacing(target) as partial:
-        try:
-            original = (source / name).open("rb")
-        except FileNotFoundError:
-            raise BundleError(f"{source}: lacks {name}; name the pack that this one was made against") from None
-        with original, partial.open("wb") as file:
-            while left and (piece := original.read(min(left, _PIECE))):
+        with partial.open("wb") as file:
+            for piece in pieces:
                 found.update(piece)
-                file.write(piece)
                 left -= len(piece)
+                if left < 0:
+                    break
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         if left or found.hexdigest() != record.sha256:
             whose = (
                 "copy the pack again" if isinstance(source, Packed) else "name the pack that this one was made against"
             )
-            raise BundleError(f"{source}/{name}: altered, or of another model; {whose}")
+            raise BundleError(f"{source}: altered, or of another model; {whose}")
 
 
 def unpacked(path: Path) -> Path:

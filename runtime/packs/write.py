@@ -17,9 +17,11 @@ from edgediffusion.engines.recipe import STRIPPED
 from edgediffusion.engines.store import Entry, Store
 from edgediffusion.engines.tensorrt_store import BUNDLE_STORE
 
+from ..low_rank import FACTORS
 from ..manifest import MANIFEST, FileRecord, Manifest, inside
+from .patches import WORTH, Patch, make_patch, new_bytes
 from .read import Pack
-from .record import RECORD, SIGNATURE, PackRecord, check_names
+from .record import RECORD, SIGNATURE, PackRecord, check_names, new_name
 from .signatures import sign
 
 ALIGNMENT = 64  # a cache line, and the widest vector register
@@ -43,7 +45,8 @@ def pack_bundle(
 
     With `engines` those built for it, in the bundle or the user's cache, go too: all, or those for GPUs of the
     architecture `target`, such as "sm_87". `key` is the file of a private key to sign with. Of what `since` has,
-    nothing is written: a delta.
+    nothing is written: a delta. Of a file that has changed, neither are the weights that it has, or would have with
+    the LoRAs added that are in the bundle.
 
     Raises:
         BundleError: there is no bundle, or a file of it is not that of its manifest; nothing is written.
@@ -63,12 +66,17 @@ def pack_bundle(
         files={name: record for name, (_, record) in sorted(files.items())},
         target=target,
         since=None if since is None else since.digest,
+        patches={} if since is None else dict(_patches(files, since)),
     )
-    check_names(record.files, bundle)
+    check_names(record.members, bundle)
     content = record.to_json()
     signature = None if key is None else sign(content, key)
     there = {} if since is None else since.record.files
-    sources = {name: files[name] for name in record.files if there.get(name) != record.files[name]}
+    changed = {name: files[name] for name in record.files if there.get(name) != record.files[name]}
+    members = {
+        **{name: _checked(*file) for name, file in changed.items() if name not in record.patches},
+        **{new_name(name): new_bytes(patch, files[name][0]) for name, patch in record.patches.items()},
+    }
     try:
         with alone(path.with_name(f".{path.name}.lock")):
             for left in path.parent.glob(f"{path.stem}.*{path.suffix}{PARTIAL}"):  # by one that was killed
@@ -76,10 +84,22 @@ def pack_bundle(
             if path.exists():
                 raise UsageError(f"{path}: is there already; choose another name, or take it away")
             with replacing(path) as partial:
-                _write(partial, content, signature, sources)
+                _write(partial, content, signature, {name: (record.members[name], members[name]) for name in members})
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from None
     return record
+
+
+def _patches(files: Mapping[str, tuple[File, FileRecord]], since: Pack) -> Iterator[tuple[str, Patch]]:
+    """Of the files that are other than in `since`, where they are not better held whole."""
+    for name in sorted(files.keys() & since.root.members):
+        (file, record), old = files[name], since.record.files[name]
+        if min(record.bytes, old.bytes) >= WORTH and record != old:
+            since.check_file(name)
+            for _ in _checked(file, record):
+                pass
+            if patch := make_patch(file, since.root / name, old, file.parent / FACTORS):
+                yield name, patch
 
 
 def _known(file: File, record: FileRecord) -> FileRecord:
@@ -132,13 +152,15 @@ def _compute_capability(target: str) -> str:
     return f"{digits[:-1]}.{digits[-1]}"
 
 
-def _write(path: Path, content: bytes, signature: bytes | None, sources: Mapping[str, tuple[File, FileRecord]]) -> None:
+def _write(
+    path: Path, content: bytes, signature: bytes | None, members: Mapping[str, tuple[FileRecord, Iterator[bytes]]]
+) -> None:
     with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, file.tell(), RECORD, len(content), iter([content]))
         if signature is not None:
             _add(archive, file.tell(), SIGNATURE, len(signature), iter([signature]))
-        for name, (source, record) in sources.items():
-            _add(archive, file.tell(), name, record.bytes, _checked(source, record))
+        for name, (record, pieces) in members.items():
+            _add(archive, file.tell(), name, record.bytes, pieces)
         archive.close()
         file.flush()
         os.fsync(file.fileno())

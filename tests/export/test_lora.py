@@ -11,10 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgediffusion.engines.errors import ExportError
+from edgediffusion.export.component import export_component
+from edgediffusion.export.families import FAMILIES as EXPORT_FAMILIES
+from edgediffusion.export.options import Options
 from edgediffusion.export.reference import load_pipeline
 from edgediffusion.export.sources import Source, open_source
 from edgediffusion.export.sources.lora import METADATA, fuse_loras
+from edgediffusion.export.stage import file_record
 from edgediffusion.export.to_onnx import quiet
+from edgediffusion.export.weights import TORCH_DTYPES, cast, factors_of, write_tensors
+from edgediffusion.runtime.families import FAMILIES
+from edgediffusion.runtime.low_rank import FACTORS, factor_names, read_factors
+from edgediffusion.runtime.packs.patches import make_patch
+from edgediffusion.runtime.tensors import encode
 
 from .originals import state
 
@@ -120,6 +129,50 @@ def test_metadata_that_makes_no_sense(checkpoint: Path, tmp_path: Path, metadata
         fuse_loras(open_source(checkpoint), [(tmp_path / NAME, 1.0)])
 
 
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_what_is_stored_can_be_told_by_what_was_stored_without(checkpoint: Path, tmp_path: Path, dtype: str) -> None:
+    """From the factors that the bundle keeps, to the last bit: two LoRAs, one of them with a convolution as three."""
+    source = open_source(checkpoint)
+    tensors = peft(source, ())
+    inputs = source.parts["unet"].weights[f"{CONVOLUTION}.weight"].shape[1]
+    tensors[f"unet.{CONVOLUTION}.lora_A.weight"] = torch.randn(RANK, inputs, 1, 1)
+    tensors[f"unet.{CONVOLUTION}.lora_mid.weight"] = torch.randn(RANK, RANK, 3, 3)
+    save_file(tensors, tmp_path / NAME)
+    fused = fuse_loras(source, [(tmp_path / NAME, 0.8), (tmp_path / NAME, 0.1)])
+    for name, each in (("base", source), ("fused", fused)):
+        stored = {key: cast(weight, dtype) for key, weight in each.parts["unet"].weights.items()}
+        write_tensors(tmp_path / name, stored)
+    assert factors_of(stored).keys() == {
+        name for module in (*UNET, CONVOLUTION) for i in range(2) for name in factor_names(f"{module}.weight", i)
+    }
+    write_tensors(tmp_path / "factors", factors_of(stored))
+    base = file_record(tmp_path / "base")
+    patch = make_patch(tmp_path / "fused", tmp_path / "base", base, tmp_path / "factors")
+    assert patch is not None
+    assert {piece.weight for piece in patch.pieces} == {None, *(f"{module}.weight" for module in (*UNET, CONVOLUTION))}
+    assert patch.new.bytes == 0
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_sums_are_rounded_as_torch_rounds_them(dtype: str) -> None:
+    bits = torch.randint(0x3F000000, 0x40000000, (1 << 16,), dtype=torch.int32)
+    bits[::4] &= -1 << 15  # in the middle between two of bfloat16
+    bits[1::4] &= -1 << 12  # and of float16
+    values = bits.view(torch.float32)
+    wanted = values.to(TORCH_DTYPES[dtype]).view(torch.uint8).numpy().tobytes()
+    assert encode(values.numpy(), dtype) == wanted
+
+
+def test_a_bundle_keeps_the_factors(checkpoint: Path, tmp_path: Path) -> None:
+    """Beside the weights of a component that has them."""
+    source = open_source(checkpoint)
+    save_file({key: t for key, t in peft(source).items() if key.startswith("text_encoder")}, tmp_path / NAME)
+    part = fuse_loras(source, [(tmp_path / NAME, 0.8)]).parts["text_encoder"]
+    (record,) = (c for c in FAMILIES["sd"].components if c.folder == "text_encoder")
+    export_component(part, record, EXPORT_FAMILIES["sd"]["text_encoder"], {}, tmp_path, Options())
+    assert len(read_factors(tmp_path / "text_encoder" / FACTORS, f"{TEXT[0]}.weight")) == 1
+
+
 def plain(source: Source) -> tuple[str, torch.Tensor]:
     """A weight that is fused below, in float64."""
     key = f"{ATTENTION}.to_q.weight"
@@ -177,7 +230,12 @@ def test_a_convolution_as_three(checkpoint: Path, tmp_path: Path) -> None:
             r"lora.safetensors: unet_down_blocks.*to_q fits nothing in .*; a LoRA for another family",
         ),
         ({"lora_unet_x.hada_w1_a": (2, 2)}, r"lora_unet_x.hada_w1_a is no weight of a LoRA; linear and convolution"),
+        ({"lora_unet_x.lora_down.weight": (2,), "lora_unet_x.lora_up.weight": (2,)}, r"matrices of \(2,\) and \(2,\)"),
         ({"lora_unet_x.lora_down.weight": (2, 2)}, r"lora_unet_x lacks its down or up matrix"),
+        (
+            {"lora_unet_x.lora_down.weight": (2, 2), "lora_unet_x.lora_up.weight": (2, 3)},
+            r"lora_unet_x has matrices of \(2, 3\) and \(2, 2\), of which no product is; save the LoRA again",
+        ),
     ],
 )
 def test_bad_files(checkpoint: Path, tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str) -> None:

@@ -160,8 +160,8 @@ def test_forge_makes_packs(forge: Forge) -> None:
 
 
 def test_a_later_schema(forge: Forge) -> None:
-    with pytest.raises(BundleError, match=r"schema 2, this version reads 1; pip install --upgrade edgediffusion"):
-        open_pack(forge(record=record_of(CONTENT, schema=2)))
+    with pytest.raises(BundleError, match=r"schema 3, this version reads up to 2; pip install --upgrade edgediffusion"):
+        open_pack(forge(record=record_of(CONTENT, schema=3)))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_a_record_that_was_changed_after_it_was_signed(keys: Path, bundle_path: 
     pack_bundle(bundle_path, tmp_path / "a.edz", key=keys / "ours.pem")
     check_signature(open_pack(tmp_path / "a.edz"), keys / "ours.pub")
     content = (tmp_path / "a.edz").read_bytes()
-    (tmp_path / "a.edz").write_bytes(content.replace(b'"target": null', b'"target": "ab"'))
+    (tmp_path / "a.edz").write_bytes(content.replace(b'"version": "0', b'"version": "9'))
     with pytest.raises(BundleError, match="the signature is not one of"):
         check_signature(open_pack(tmp_path / "a.edz"), keys / "ours.pub")
 
