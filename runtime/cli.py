@@ -26,6 +26,7 @@ from edgediffusion import __version__
 from edgediffusion.engines.errors import BackendUnavailable, EdgeDiffusionError, UnknownName
 
 from .arguments import Parser, add_backend, add_trust, opening, print_line, say_interrupted
+from .memory import share_heaps
 from .tables import printable
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def script() -> NoReturn:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us ignores it
         signal.signal(signal.SIGINT, interrupt)
+    share_heaps()
     sys.exit(main())
 
 

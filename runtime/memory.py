@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import re
@@ -23,6 +25,18 @@ def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys
     except (OSError, ValueError):  # there is no container, or it has no limit: "max"
         return free
     return min(free, limit - used + int(cached[1] if cached else 0))
+
+
+def share_heaps() -> None:
+    """Have glibc serve all threads from two heaps, unless it is told a number of them.
+
+    By itself it makes one for each thread, sets 64 MiB of addresses aside for it (`ulimit -v`) and keeps a tenth more
+    memory, at no gain: what is large here has ONNX Runtime's own heap.
+    """
+    m_arena_max = -8
+    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+        with contextlib.suppress(AttributeError):  # another libc
+            ctypes.CDLL(None).mallopt(m_arena_max, 2)
 
 
 def limit_memory(size: int) -> None:

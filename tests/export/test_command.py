@@ -24,7 +24,7 @@ from .originals import ORIGINALS, models, state, write
 from .originals import controlnet as original
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="has no process groups")]
-COMMAND = [sys.executable, "-c", "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "from edgediffusion.runtime.cli import script; script()"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "import sys; from edgediffusion.runtime.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "from edgediffusion.runtime.cli import script; script()"]
 
 
 def waiting(imports: str, work: str) -> str:
