@@ -188,15 +188,22 @@ class Bundle:
 
     @contextmanager
     def using(self, *names: str) -> Iterator[None]:
-        """A block that needs these components. With `low_memory` they are freed after the last such block."""
+        """A block that needs these components. With `low_memory` they are freed after the last such block.
+
+        So they are where memory runs out: an engine keeps what a picture that was too large made it take.
+        """
         with self._lock:
             self._users.update(names)
+        exhausted = False
         try:
             yield
+        except MemoryError:
+            exhausted = True
+            raise
         finally:
             with self._lock:
                 self._users.subtract(names)
-                if self.low_memory:
+                if self.low_memory or exhausted:
                     self.release(*(name for name in names if not self._users[name]))
 
     def _open(self, name: str, variant: str | None) -> _Opening:

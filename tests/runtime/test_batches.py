@@ -80,10 +80,12 @@ def test_as_many_at_once_as_told(pipeline: Pipeline, opened: Opened) -> None:
 def test_memory_runs_out_and_nothing_is_lost(pipeline: Pipeline, opened: Opened, memory: Callable[[int], None]) -> None:
     together = pipeline("x", seed=0, num_inference_steps=1, num_images=7)
     opened.calls.clear()
+    opened.names.clear()
     memory(2)
     with pytest.warns(SmallerBatch, match="out of memory with . pictures at once; going on with ") as caught:
         images = pipeline("x", seed=0, num_inference_steps=1, num_images=7)
     assert batches(opened) == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert opened.names == ["unet", "unet"]  # anew: an engine keeps what it had taken for those that were too many
     assert [str(warning.message).split()[-1] for warning in caught] == ["3", "1"]
     np.testing.assert_array_equal(pixels(images), pixels(together))
 
