@@ -19,6 +19,7 @@ from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.golden import verify
 from edgediffusion.runtime.metadata import read_parameters
+from edgediffusion.runtime.pipeline import BUILTIN
 
 from ..engines.conftest import RECIPE
 from .commands import kill, waiting
@@ -123,6 +124,60 @@ def test_building(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_building_killed_two_hundred_times(tmp_path: Path) -> None:
     assert try_store(tmp_path, range(200)) > 120
+
+
+BUILD = waiting(
+    """
+import filelock, tensorrt_rtx
+from pathlib import Path
+from edgediffusion.engines import tensorrt, tensorrt_build
+from edgediffusion.engines.store import Store
+from edgediffusion.runtime import engine_commands
+from edgediffusion.runtime.cli import main
+""",
+    """
+Store.of_user = lambda: Store(Path(sys.argv[1]))
+sys.stdout = sys.stderr
+sys.exit(main(sys.argv[2:]))
+""",
+)
+
+
+def try_build(folder: Path, monkeypatch: pytest.MonkeyPatch, seeds: range, components: tuple[str, ...]) -> int:
+    """By TensorRT-RTX, which needs no GPU for it, of the built-in model. Several kills of one store."""
+    pytest.importorskip("tensorrt_rtx")
+    store, killed, finished = Store(folder / "engines"), 0, dict[str, int]()
+    monkeypatch.setattr(Store, "of_user", lambda: store)
+    chosen = [word for name in components for word in ("--component", name)]
+    command = ["build", str(BUILTIN), "--backend", "tensorrt_rtx", "--compute-capability", "8.9", *chosen]
+    start = time.monotonic()
+    assert main(command) == 0
+    seconds = time.monotonic() - start
+    for seed in seeds:
+        if len(list(store.entries())) == len(components):
+            shutil.rmtree(store.folder)
+            finished = {}
+        killed += kill(seed, seconds, BUILD, store.folder, *command)
+        found = list(store.entries())
+        assert all(entry.read() for entry in found), seed
+        times = {entry.plan.name: entry.plan.stat().st_mtime_ns for entry in found}
+        assert finished.items() <= times.items(), seed
+        finished = times
+    assert main(command) == 0
+    assert {entry.recipe.source.component for entry in store.entries()} == set(components)
+    assert not store.leftovers()
+    assert not list(store.folder.glob(f"*{PARTIAL}*"))
+    return killed
+
+
+def test_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert try_build(tmp_path, monkeypatch, range(2), ("text_encoder",)) > 0
+
+
+@pytest.mark.slow
+def test_build_killed_two_hundred_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    components = ("text_encoder", "vae_encoder", "vae_decoder", "unet")
+    assert try_build(tmp_path, monkeypatch, range(200), components) > 120
 
 
 STAGING = waiting(
