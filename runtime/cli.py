@@ -40,16 +40,27 @@ AGAINST = "--against"  # makes `verify` a command of the export layer
 
 
 def script() -> NoReturn:
-    """`main` as a process: the first Ctrl-C is a keyboard interrupt, others do not cut short the cleaning up."""
+    """`main` as a process: the first Ctrl-C or SIGTERM is a keyboard interrupt, others spare the cleaning up.
+
+    After SIGTERM the status is 143.
+    """
+    terminated = False
 
     def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        nonlocal terminated
+        terminated = number == signal.SIGTERM
+        for each in stops:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us ignores it
-        signal.signal(signal.SIGINT, interrupt)
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    # whoever started us ignores the others
+    stops = [number for number, default in defaults.items() if signal.getsignal(number) is default]
+    for number in stops:
+        signal.signal(number, interrupt)
     share_heaps()
-    sys.exit(main())
+    status = main()
+    sys.exit(128 + signal.SIGTERM if terminated else status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
