@@ -8,6 +8,7 @@ a function without arguments, which does the work once and returns its outputs, 
 by the name of the library.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -25,7 +26,7 @@ Calls = Mapping[str, Callable[..., Callable[[], Mapping[str, Any]]]]
 class Session:
     """What has been asked so far. A public method is a request: from the JSON's fields to what is answered."""
 
-    def __init__(self, contender: Any) -> None:
+    def __init__(self, contender: Callable[[], Any]) -> None:
         self._contender = contender
         self._calls: Calls = {}
         self._call: Callable[[], Mapping[str, Any]] = dict
@@ -34,9 +35,10 @@ class Session:
     def load(self, **request: Any) -> dict[str, Any]:
         """Open the model; the seconds include the imports."""
         started = time.perf_counter()
-        self._calls = self._contender.load(request)
+        contender = self._contender()
+        self._calls = contender.load(request)
         seconds = time.perf_counter() - started
-        return {"seconds": seconds, "calls": sorted(self._calls), "versions": self._contender.versions()}
+        return {"seconds": seconds, "calls": sorted(self._calls), "versions": contender.versions()}
 
     def prepare(self, *, call: str, feeds: str | None, parameters: dict[str, Any]) -> dict[str, Any]:
         """Get ready to run `call` with the arrays in the file `feeds`: what is not to be measured."""
@@ -80,13 +82,18 @@ def serve(session: Session, requests: Any, answers: Any) -> None:
         answers.flush()
 
 
+def import_file(path: str) -> Any:
+    """The module in the file `path`."""
+    specification = importlib.util.spec_from_file_location("contender", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
 if __name__ == "__main__":
     del sys.path[0]  # this folder, whose files are named like the libraries they measure
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    specification = importlib.util.spec_from_file_location("contender", sys.argv[1])
-    assert specification is not None
-    assert specification.loader is not None
-    contender = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(contender)
-    serve(Session(contender), sys.stdin, answers)
+    serve(Session(functools.partial(import_file, sys.argv[1])), sys.stdin, answers)

@@ -32,7 +32,8 @@ REQUEST: dict[str, Any] = {
     "threads": 1,
     "providers": ["CPUExecutionProvider"],
 }
-COUNTING = """
+COUNTING = """import time
+time.sleep(0.1)
 import sys
 print("what a library prints")
 def load(request):
@@ -60,6 +61,7 @@ def test_load_prepare_run_save(counting: Contender, tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", x=np.arange(3))
     with counting.start() as worker:
         loaded = worker.ask("load", **counting.request)
+        assert loaded["seconds"] > 0.1  # imports included
         assert (loaded["calls"], loaded["versions"]) == (["double", "end", "fail"], {"counting": "1"})
         worker.ask("prepare", call="double", feeds=str(tmp_path / "in.npz"), parameters={"times": 3})
         assert len(worker.run(2)) == 2
@@ -85,7 +87,7 @@ def test_an_error_without_words() -> None:
         raise RuntimeError
 
     answers = io.StringIO()
-    serve.serve(serve.Session(SimpleNamespace(load=load)), ['{"do": "load"}\n'], answers)
+    serve.serve(serve.Session(lambda: SimpleNamespace(load=load)), ['{"do": "load"}\n'], answers)
     assert json.loads(answers.getvalue()) == {"error": "RuntimeError: it says nothing"}
 
 
