@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from edgediffusion.export.options import Options
 from edgediffusion.export.sources import Source, open_source
 from edgediffusion.export.stage import file_record
 from edgediffusion.export.write_bundle import export_bundle
+from edgediffusion.runtime.doctor import examine
 from edgediffusion.runtime.manifest import MANIFEST
 from edgediffusion.runtime.packs.read import open_pack
 from edgediffusion.runtime.packs.unpack import unpack
@@ -108,4 +110,5 @@ if __name__ == "__main__":
         write_bundle(name, checkpoint, out / "base", out / name)
         figures[name] = measure(out / "base.edz", out / name)
         shutil.rmtree(out / name)
+    figures["environment"] = asdict(examine())
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
