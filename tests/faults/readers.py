@@ -259,10 +259,7 @@ _CALLED = {
     "vae": "vae_decoder/config.json",
 }
 KINDS = {
-    "safetensors": Kind(
-        file="a.safetensors",
-        readers=_OF_TENSORS,
-    ),
+    "safetensors": Kind(file="a.safetensors", readers=_OF_TENSORS),
     "header": Kind(
         file="a.safetensors",
         readers=_OF_TENSORS,
@@ -280,8 +277,7 @@ KINDS = {
     ),
     "manifest": Kind(file=MANIFEST, readers={_open: BundleError}, lay=_lay_bundle),
     "foreign": Kind(
-        file="model_index.json",
-        readers={lambda path: describe(path.parent): BundleError, read_json: ExportError},
+        file="model_index.json", readers={lambda path: describe(path.parent): BundleError, read_json: ExportError}
     ),
     **{name: Kind(file=file, readers={_plan: EdgeDiffusionError}, lay=_lay_settings) for name, file in _CALLED.items()},
     "picture": Kind(file="a.jpg", readers={_repeat: UsageError, open_image: UsageError}),
@@ -291,8 +287,7 @@ KINDS = {
     "record": Kind(file="a.edz", readers={_unpack: EdgeDiffusionError}, wrap=pack),
     "sidecar": Kind(file="unet-b5167886757cec2b692a.json", readers={read_sidecar: DamagedEngine}),
     "engines": Kind(
-        file="a.tar",
-        readers={lambda path: import_engines(path, Store(path.parent / "store")): UsageError},
+        file="a.tar", readers={lambda path: import_engines(path, Store(path.parent / "store")): UsageError}
     ),
     "jobs": Kind(file="jobs.jsonl", readers={_plan_job: UsageError}, lay=_lay_settings),
     "journal": Kind(file="journal.jsonl", readers={_read_journal: UsageError}),
