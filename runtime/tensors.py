@@ -49,7 +49,7 @@ def read_header(path: File) -> tuple[dict[str, str], dict[str, Placed]]:
         for name, entry in header.items():
             first, last = map(operator.index, entry["data_offsets"])
             if not 0 <= first <= last <= size - start:
-                raise ValueError(f"{name!r} from {first!r} to {last!r} of {size - start} bytes")
+                raise ValueError(f"{name!r} from {first} to {last} of {size - start} bytes")
             placed[name] = Placed(entry["dtype"], tuple(entry["shape"]), start + first, last - first)
     except (KeyError, TypeError) as error:
         raise ValueError(f"a header that cannot be read ({error!r})") from None
