@@ -24,8 +24,16 @@ def test_weights_are_pointed_into_the_pack() -> None:
     assert moved == b"\x08\x0a\x3a" + bytes([len(graph)]) + graph
 
 
-def test_weights_in_other_files_stay() -> None:
-    assert relocated(MODEL, {"b": 100}, "pack.edz") == MODEL
+def test_weights_in_other_files_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights in 'a', which the pack does not have there"):
+        relocated(MODEL, {"b": 100}, "pack.edz")
+
+
+def test_weights_in_the_graph_stay() -> None:
+    model = MODEL.replace(
+        TENSOR, TENSOR.replace(ENTRIES, b"\x22" + bytes([len(ENTRIES) - 2]) + bytes(len(ENTRIES) - 2))
+    )
+    assert relocated(model, {}, "pack.edz") == model
 
 
 def test_lengths_of_more_than_a_byte() -> None:
