@@ -86,7 +86,7 @@ def load(request: Mapping[str, Any]) -> dict[str, Callable[..., Call]]:
         "picture": partial(_picture, pipeline),
         "timeline": partial(_timeline, pipeline, bundle),
         "clip_score": partial(_clip_score, pipeline),
-        "bare": partial(_bare, providers),
+        "bare": partial(_bare, providers, request["threads"]),
     }
 
 
@@ -130,9 +130,11 @@ def _clip_score(pipeline: Pipeline, feeds: dict[str, Array], *, prompt: str) -> 
     return lambda: {"scores": np.array(clip_scores(pipeline, prompt, images))}
 
 
-def _bare(providers: list[str], feeds: dict[str, Array], *, model: str) -> Call:
+def _bare(providers: list[str], threads: int, feeds: dict[str, Array], *, model: str) -> Call:
     """An ONNX file in ONNX Runtime with inputs and outputs on the device: what it can do at best."""
-    session = onnxruntime.InferenceSession(Path(model), providers=providers)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads  # by itself it takes all cores, also those that the process may not use
+    session = onnxruntime.InferenceSession(Path(model), options, providers=providers)
     device = "cuda" if providers[0].startswith(("CUDA", "Tensorrt", "NvTensorRt")) else "cpu"
     binding = session.io_binding()
     for name, array in feeds.items():
