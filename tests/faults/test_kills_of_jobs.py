@@ -95,7 +95,7 @@ from edgediffusion.engines.recipe import Recipe
 """,
     """
 def build():
-    time.sleep(0.05)
+    time.sleep(0.1)
     return bytes(4 << 20)
 
 Store(Path(sys.argv[1])).get_or_build(Recipe.from_record(json.loads(sys.argv[2])), build, by="a test")
@@ -190,7 +190,7 @@ from edgediffusion.export.staging import BUNDLE, staging
 with staging(Path(sys.argv[1]), keep=sys.argv[2] == "keep") as folder:
     for k in range(20):
         (folder / BUNDLE / str(k)).write_bytes(bytes(100_000))
-        time.sleep(0.004)
+        time.sleep(0.006)
     (folder / BUNDLE / "edgediffusion.json").write_text("whole")
 """,
 )
