@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +13,23 @@ from pathlib import Path
 from .packed import File
 
 PARTIAL = ".partial"
+PIECE = 1 << 20  # bytes
+
+
+def read_pieces(path: File, start: int = 0, size: int = sys.maxsize) -> Iterator[bytes]:
+    """What a file has from `start` on, `size` bytes of it at most, `PIECE` at a time."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while size and (piece := file.read(min(size, PIECE))):
+            size -= len(piece)
+            yield piece
 
 
 def sha256_of(path: File) -> str:
-    """The digest of a file, read a piece at a time."""
+    """The digest of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    for piece in read_pieces(path):
+        digest.update(piece)
     return digest.hexdigest()
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from edgediffusion.engines.files import sha256_of
 from edgediffusion.engines.spec import Array
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 from edgediffusion.runtime.golden import GOLDEN
@@ -86,7 +85,7 @@ class Stage:
         exported = export_component(self.part, component, network, seen, self.bundle, self.options)
         _write_outputs(self.notes / f"{self.name}.npz", exported.outputs)
         paths = [*(self.bundle / self.name).iterdir(), *(self.bundle / GOLDEN).glob(f"{self.name}.*")]
-        files = {path.relative_to(self.bundle).as_posix(): file_record(path) for path in paths}
+        files = {path.relative_to(self.bundle).as_posix(): FileRecord.of(path) for path in paths}
         note = Note(self.key, exported.record, exported.remark, files)
         (self.notes / f"{self.name}.json").write_text(json.dumps(dataclasses.asdict(note)), encoding="utf-8")
 
@@ -105,15 +104,7 @@ class Stage:
         return note if note is not None and note.key == self.key and self._whole(note) else None
 
     def _whole(self, note: Note) -> bool:
-        try:
-            return all(file_record(self.bundle / name) == file for name, file in note.files.items())
-        except OSError:
-            return False
-
-
-def file_record(path: Path) -> FileRecord:
-    """Size and digest of a file."""
-    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+        return all(file.fits(self.bundle / name) for name, file in note.files.items())
 
 
 def _write_outputs(path: Path, outputs: list[dict[str, Array]]) -> None:

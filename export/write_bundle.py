@@ -21,7 +21,7 @@ from .options import Options
 from .process import in_child
 from .sizes import static_sizes
 from .sources import MODEL_INDEX, Part, Source, gather
-from .stage import TOOLS, Note, Stage, file_record
+from .stage import TOOLS, Note, Stage
 from .staging import BUNDLE, staging
 from .tokenizer import write_tokenizer
 from .weights import Weight
@@ -167,7 +167,7 @@ def _records(bundle: Path, notes: Mapping[str, Note]) -> dict[str, FileRecord]:
     """Of every file: what a component's note says, which has digested the large ones, else what is there."""
     noted = {name: record for note in notes.values() for name, record in note.files.items()}
     names = {path.relative_to(bundle).as_posix(): path for path in _files(bundle)}
-    return {name: noted[name] if name in noted else file_record(path) for name, path in names.items()}
+    return {name: noted[name] if name in noted else FileRecord.of(path) for name, path in names.items()}
 
 
 def _copy_settings(source: Source, bundle: Path) -> None:

@@ -11,8 +11,9 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgediffusion.engines.errors import BundleError
+from edgediffusion.engines.files import sha256_of
 from edgediffusion.engines.json_object import parse_object
-from edgediffusion.engines.packed import File
+from edgediffusion.engines.packed import File, size_of
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.engines.typed import check_types
 
@@ -35,6 +36,18 @@ class FileRecord:
 
     bytes: int
     sha256: str | None
+
+    @classmethod
+    def of(cls, file: File) -> FileRecord:
+        """That of a file as it is."""
+        return cls(bytes=size_of(file), sha256=sha256_of(file))
+
+    def fits(self, file: File) -> bool:
+        """Whether `file` is there and is that."""
+        try:
+            return size_of(file) == self.bytes and sha256_of(file) == self.sha256
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,9 @@ from safetensors.torch import save_file
 
 from edgediffusion.export.options import Options
 from edgediffusion.export.sources import Source, open_source
-from edgediffusion.export.stage import file_record
 from edgediffusion.export.write_bundle import export_bundle
 from edgediffusion.runtime.doctor import examine
-from edgediffusion.runtime.manifest import MANIFEST
+from edgediffusion.runtime.manifest import MANIFEST, FileRecord
 from edgediffusion.runtime.packs.read import open_pack
 from edgediffusion.runtime.packs.unpack import unpack
 from edgediffusion.runtime.packs.write import pack_bundle
@@ -59,7 +58,7 @@ def with_other_scheduler(base: Path, folder: Path) -> None:
     shutil.copytree(base, folder)
     config = json.loads((folder / SCHEDULER).read_text())
     (folder / SCHEDULER).write_text(json.dumps(config | {"timestep_spacing": "linspace"}))
-    manifest, record = json.loads((folder / MANIFEST).read_text()), file_record(folder / SCHEDULER)
+    manifest, record = json.loads((folder / MANIFEST).read_text()), FileRecord.of(folder / SCHEDULER)
     manifest["files"][SCHEDULER] = {"bytes": record.bytes, "sha256": record.sha256}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgediffusion.engines.errors import BundleError
-from edgediffusion.engines.files import sha256_of
+from edgediffusion.engines.files import PIECE, read_pieces
 from edgediffusion.engines.packed import File, size_of
 
 from ..low_rank import FLOATS, fuse, read_factors
@@ -18,7 +18,6 @@ from ..tensors import Placed, read_header
 
 WORTH = 1 << 16  # bytes that must be saved, or a file is held whole
 _LEAST = 1 << 8  # bytes that are the same and worth a piece, which takes about half of that in the record
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ def new_bytes(patch: Patch, file: File) -> Iterator[bytes]:
     position = 0
     for piece in patch.pieces:
         if piece.base is None:
-            yield from _read(file, position, piece.bytes)
+            yield from read_pieces(file, position, piece.bytes)
         position += piece.bytes
 
 
@@ -91,32 +90,17 @@ def apply_patch(patch: Patch, base: File, new: File, factors: File) -> Iterator[
         BundleError: `base` is not what the patch was made of.
         ValueError: it cannot be followed.
     """
-    if not _is(base, patch.base):
+    if not patch.base.fits(base):
         raise BundleError(f"{base}: altered, or of another model; name the pack that this one was made against")
     taken = 0
     for piece in patch.pieces:
         if piece.base is None:
-            yield from _read(new, taken, piece.bytes)
+            yield from read_pieces(new, taken, piece.bytes)
             taken += piece.bytes
         elif piece.weight is None:
-            yield from _read(base, piece.base, piece.bytes)
+            yield from read_pieces(base, piece.base, piece.bytes)
         else:
             yield from _fused(piece, base, factors)
-
-
-def _is(file: File, record: FileRecord) -> bool:
-    try:
-        return size_of(file) == record.bytes and sha256_of(file) == record.sha256
-    except OSError:
-        return False
-
-
-def _read(file: File, start: int, size: int) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        opened.seek(start)
-        while size and (part := opened.read(min(size, _PIECE))):
-            size -= len(part)
-            yield part
 
 
 def _fused(piece: Piece, base: File, factors: File) -> Iterator[bytes]:
@@ -144,7 +128,7 @@ def _regions(file: File) -> dict[str, Placed]:
 def _compare(name: str, file: File, new: Placed, base: File, old: Placed, factors: File) -> Iterator[Piece]:
     """A region of `file` by one of `base`: as it is, with LoRAs added, or but for what lies between both its ends."""
     shorter = min(new.length, old.length)
-    head = _common(_read(file, new.offset, shorter), _read(base, old.offset, shorter))
+    head = _common(read_pieces(file, new.offset, shorter), read_pieces(base, old.offset, shorter))
     if head < new.length and (new.dtype, new.shape) == (old.dtype, old.shape) and new.dtype in FLOATS:
         piece = Piece(bytes=new.length, base=old.offset, weight=name, dtype=new.dtype)
         if _makes(piece, base, factors, file, new.offset):
@@ -170,9 +154,9 @@ def _common(some: Iterator[bytes], other: Iterator[bytes]) -> int:
 
 def _read_back(file: File, end: int, size: int) -> Iterator[bytes]:
     """The `size` bytes before `end`, from the last to the first."""
-    for stop in range(end, end - size, -_PIECE):
-        start = max(stop - _PIECE, end - size)
-        yield b"".join(_read(file, start, stop - start))[::-1]
+    for stop in range(end, end - size, -PIECE):
+        start = max(stop - PIECE, end - size)
+        yield b"".join(read_pieces(file, start, stop - start))[::-1]
 
 
 def _makes(piece: Piece, base: File, factors: File, file: File, start: int) -> bool:

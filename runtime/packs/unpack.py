@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgediffusion.engines.errors import BundleError, UsageError
-from edgediffusion.engines.files import PARTIAL, alone, replacing, sha256_of
+from edgediffusion.engines.files import PARTIAL, alone, read_pieces, replacing
 from edgediffusion.engines.packed import File, Packed
 
 from ..low_rank import FACTORS
@@ -19,7 +19,6 @@ from .read import Pack, is_pack, open_pack
 from .record import new_name
 
 _LOCK = ".edgediffusion-unpack.lock"
-_PIECE = 1 << 20
 
 
 def unpack(pack: Pack, folder: Path, base: Path | None = None) -> list[str]:
@@ -56,9 +55,9 @@ def _fill(pack: Pack, folder: Path, base: File) -> Iterator[str]:
     files = pack.record.files
     for left in folder.rglob(f"*{PARTIAL}"):  # by one that was killed: the lock is ours
         left.unlink()
-    ours = _holds(folder / MANIFEST, files[MANIFEST])
+    ours = files[MANIFEST].fits(folder / MANIFEST)
     _check_folder(folder, pack)
-    wanted = [name for name in files if not _holds(folder / name, files[name])]
+    wanted = [name for name in files if not files[name].fits(folder / name)]
     if not ours and (other := next((name for name in wanted if (folder / name).exists()), None)) is not None:
         raise UsageError(f"{folder / other}: is there already, and not as in {pack.path}; choose another folder")
     needed, free = sum(files[name].bytes for name in wanted), shutil.disk_usage(folder).free
@@ -88,18 +87,9 @@ def _check_folder(folder: Path, pack: Pack) -> None:
             raise UsageError(f"{path}: is there already, and not in {pack.path}; choose another folder")
 
 
-def _holds(path: Path, record: FileRecord) -> bool:
-    try:
-        return path.stat().st_size == record.bytes and sha256_of(path) == record.sha256
-    except OSError:
-        return False
-
-
 def _copied(source: File, name: str) -> Iterator[bytes]:
     try:
-        with (source / name).open("rb") as file:
-            while piece := file.read(_PIECE):
-                yield piece
+        yield from read_pieces(source / name)
     except FileNotFoundError:
         raise BundleError(f"{source}: lacks {name}; name the pack that this one was made against") from None
 

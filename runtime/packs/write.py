@@ -11,8 +11,8 @@ from pathlib import Path
 
 from edgediffusion import __version__
 from edgediffusion.engines.errors import BundleError, UsageError
-from edgediffusion.engines.files import PARTIAL, alone, replacing, sha256_of
-from edgediffusion.engines.packed import File, size_of
+from edgediffusion.engines.files import PARTIAL, alone, read_pieces, replacing
+from edgediffusion.engines.packed import File
 from edgediffusion.engines.recipe import STRIPPED
 from edgediffusion.engines.store import Entry, Store
 from edgediffusion.engines.tensorrt_store import BUNDLE_STORE
@@ -29,7 +29,6 @@ _HEADER, _ZIP64 = 30, 20  # bytes before a member's name, and of the extra field
 _PADDING = struct.Struct("<HH")  # of an extra field: what kind, how long
 _KIND = 0xD935  # as zipalign's
 _LARGE = 1 << 30  # from here on a member has the longer header, which zip wants from 2 GiB on
-_PIECE = 1 << 20
 
 
 def pack_bundle(
@@ -56,7 +55,7 @@ def pack_bundle(
     files: dict[str, tuple[File, FileRecord]] = {
         name: (inside(bundle, name), _known(inside(bundle, name), record)) for name, record in manifest.files.items()
     }
-    files[MANIFEST] = (bundle / MANIFEST, _measured(bundle / MANIFEST))
+    files[MANIFEST] = (bundle / MANIFEST, FileRecord.of(bundle / MANIFEST))
     if engines:
         files |= _engine_files(bundle, manifest, target)
     if not path.parent.is_dir():
@@ -103,11 +102,7 @@ def _patches(files: Mapping[str, tuple[File, FileRecord]], since: Pack) -> Itera
 
 
 def _known(file: File, record: FileRecord) -> FileRecord:
-    return record if record.sha256 is not None else _measured(file)
-
-
-def _measured(file: File) -> FileRecord:
-    return FileRecord(bytes=size_of(file), sha256=sha256_of(file))
+    return record if record.sha256 is not None else FileRecord.of(file)
 
 
 def _engine_files(bundle: Path, manifest: Manifest, target: str | None) -> dict[str, tuple[File, FileRecord]]:
@@ -126,7 +121,7 @@ def _engine_files(bundle: Path, manifest: Manifest, target: str | None) -> dict[
         for entry in chosen
         for file, record in (
             (entry.plan, FileRecord(bytes=entry.built.bytes, sha256=entry.built.sha256)),
-            (entry.sidecar, _measured(entry.sidecar)),
+            (entry.sidecar, FileRecord.of(entry.sidecar)),
         )
     }
 
@@ -182,11 +177,10 @@ def _checked(source: File, record: FileRecord) -> Iterator[bytes]:
     """The content of a file, a piece at a time; BundleError at the end where it is not that of `record`."""
     found, size = hashlib.sha256(), 0
     try:
-        with source.open("rb") as file:
-            while piece := file.read(_PIECE):
-                found.update(piece)
-                size += len(piece)
-                yield piece
+        for piece in read_pieces(source):
+            found.update(piece)
+            size += len(piece)
+            yield piece
     except FileNotFoundError:
         raise BundleError(f"{source}: missing; copy or export the bundle again") from None
     if (size, found.hexdigest()) != (record.bytes, record.sha256):

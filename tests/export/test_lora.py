@@ -17,11 +17,11 @@ from edgediffusion.export.options import Options
 from edgediffusion.export.reference import load_pipeline
 from edgediffusion.export.sources import Source, open_source
 from edgediffusion.export.sources.lora import METADATA, fuse_loras
-from edgediffusion.export.stage import file_record
 from edgediffusion.export.to_onnx import quiet
 from edgediffusion.export.weights import TORCH_DTYPES, cast, factors_of, write_tensors
 from edgediffusion.runtime.families import FAMILIES
 from edgediffusion.runtime.low_rank import FACTORS, factor_names, read_factors
+from edgediffusion.runtime.manifest import FileRecord
 from edgediffusion.runtime.packs.patches import make_patch
 from edgediffusion.runtime.tensors import encode
 
@@ -146,7 +146,7 @@ def test_what_is_stored_can_be_told_by_what_was_stored_without(checkpoint: Path,
         name for module in (*UNET, CONVOLUTION) for i in range(2) for name in factor_names(f"{module}.weight", i)
     }
     write_tensors(tmp_path / "factors", factors_of(stored))
-    base = file_record(tmp_path / "base")
+    base = FileRecord.of(tmp_path / "base")
     patch = make_patch(tmp_path / "fused", tmp_path / "base", base, tmp_path / "factors")
     assert patch is not None
     assert {piece.weight for piece in patch.pieces} == {None, *(f"{module}.weight" for module in (*UNET, CONVOLUTION))}

@@ -79,9 +79,13 @@ def _woven(result: str) -> list[onnx.NodeProto]:
     """`result`, (batch, channels, 2 height, 2 width), of its four phases: faster than DepthToSpace on the CPU."""
     nodes = []
     for row in (0, 1):
-        apart = [f"{result}/phase{row}{column}/1" for column in (0, 1)]
+        phases = [f"{result}/phase{row}{column}" for column in (0, 1)]
+        apart = [f"{phase}/1" for phase in phases]
         pairs, line = f"{result}/pairs{row}", f"{result}/line{row}"
-        nodes += [helper.make_node("Unsqueeze", [name.removesuffix("/1"), LAST], [name], name) for name in apart]
+        nodes += [
+            helper.make_node("Unsqueeze", [phase, LAST], [name], name)
+            for phase, name in zip(phases, apart, strict=True)
+        ]
         nodes += [
             helper.make_node("Concat", apart, [pairs], pairs, axis=-1),
             helper.make_node("Reshape", [pairs, TO_ROWS], [line], line),

@@ -13,7 +13,7 @@ from edgediffusion.engines import packed as packed_module
 from edgediffusion.engines.errors import BundleError, UsageError
 from edgediffusion.runtime import Bundle, Pipeline
 from edgediffusion.runtime.cli import main
-from edgediffusion.runtime.manifest import MANIFEST
+from edgediffusion.runtime.manifest import MANIFEST, FileRecord
 from edgediffusion.runtime.packs import write as write_module
 from edgediffusion.runtime.packs.read import is_pack, open_pack
 from edgediffusion.runtime.packs.record import MAX_BYTES, RECORD
@@ -294,7 +294,7 @@ def test_a_delta_holds_what_has_changed(pack_path: Path, bundle_path: Path, tmp_
     config = bundle_path / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"steps_offset": 1}))
     manifest = json.loads((bundle_path / MANIFEST).read_text())
-    changed = write_module._measured(config)
+    changed = FileRecord.of(config)
     manifest["files"]["scheduler/scheduler_config.json"] = {"bytes": changed.bytes, "sha256": changed.sha256}
     (bundle_path / MANIFEST).write_text(json.dumps(manifest))
     pack_bundle(bundle_path, tmp_path / "delta.edz", since=open_pack(pack_path))
@@ -329,7 +329,7 @@ def test_a_bundle_that_nobody_digested_is_digested(bundle_path: Path, tmp_path: 
     manifest["files"][UNET]["sha256"] = None
     (bundle_path / MANIFEST).write_text(json.dumps(manifest))
     record = pack_bundle(bundle_path, tmp_path / "model.edz")
-    assert record.files[UNET] == write_module._measured(bundle_path / UNET)
+    assert record.files[UNET] == FileRecord.of(bundle_path / UNET)
 
 
 def test_packed_files_read_as_files_do(pack_path: Path, bundle_path: Path) -> None:
