@@ -5,6 +5,7 @@ A bundle that LoRAs were fused into has their factors beside the weights, so tha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -14,7 +15,7 @@ import numpy as np
 from edgediffusion.engines.packed import File
 from edgediffusion.engines.spec import Array
 
-from .tensors import decode, encode, read_tensors
+from .tensors import Placed, decode, encode, read_arrays, read_header
 
 FACTORS = "lora.safetensors"  # beside the weights
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of a value
@@ -36,22 +37,32 @@ def factor_names(weight: str, index: int) -> tuple[str, str, str]:
     return up, down, scale
 
 
-def read_factors(path: File, weight: str) -> list[Factors]:
-    """Those of the weight that it is called, in the order in which they were added.
+@dataclass(frozen=True)
+class FactorFile:
+    """A file of factors, whose header is read once."""
 
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or it has none of that weight.
-    """
-    found: list[Factors] = []
-    while True:
-        names = factor_names(weight, len(found))
-        arrays = read_tensors(path, names)[1]
-        if not arrays and found:
-            return found
-        if lacking := set(names) - arrays.keys():
-            raise ValueError(f"{min(lacking)} is missing")
-        up, down, scale = (arrays[name] for name in names)
-        found.append(Factors(up, down, scale.item()))
+    path: File
+
+    @functools.cached_property
+    def _placed(self) -> dict[str, Placed]:
+        return read_header(self.path)[1]
+
+    def of(self, weight: str) -> list[Factors]:
+        """Those of the weight that it is called, in the order in which they were added.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such file, or it has none of that weight.
+        """
+        found: list[Factors] = []
+        while True:
+            names = factor_names(weight, len(found))
+            if found and not self._placed.keys() & names:
+                return found
+            if lacking := set(names) - self._placed.keys():
+                raise ValueError(f"{min(lacking)} is missing")
+            arrays = read_arrays(self.path, {name: self._placed[name] for name in names})
+            up, down, scale = (arrays[name] for name in names)
+            found.append(Factors(up, down, scale.item()))
 
 
 def fuse(stored: BinaryIO, dtype: str, factors: Sequence[Factors]) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +63,24 @@ def read_tensors(path: File, names: Collection[str] | None = None) -> tuple[dict
         ValueError: it is not such a file, or has an array of another type.
     """
     metadata, placed = read_header(path)
+    return metadata, read_arrays(path, {name: at for name, at in placed.items() if names is None or name in names})
+
+
+def read_arrays(path: File, placed: Mapping[str, Placed]) -> dict[str, Array]:
+    """Those that lie there.
+
+    Raises:
+        ValueError: one is of another type.
+    """
     arrays = {}
     with path.open("rb") as file:
-        for name in placed if names is None else placed.keys() & names:
-            at = placed[name]
+        for name, at in placed.items():
             file.seek(at.offset)
             try:
                 arrays[name] = decode(file.read(at.length), at.dtype).reshape(at.shape)
             except (KeyError, OverflowError, TypeError) as error:
                 raise ValueError(f"{name!r}, which cannot be read ({error!r})") from None
-    return metadata, arrays
+    return arrays
 
 
 def decode(raw: bytes, dtype: str) -> Array:

@@ -12,7 +12,7 @@ from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.files import PIECE, read_pieces
 from edgediffusion.engines.packed import File, size_of
 
-from ..low_rank import FLOATS, fuse, read_factors
+from ..low_rank import FLOATS, FactorFile, fuse
 from ..manifest import FileRecord
 from ..tensors import Placed, read_header
 
@@ -58,11 +58,12 @@ def make_patch(file: File, base: File, record: FileRecord, factors: File) -> Pat
 
     Weights are compared under their names in safetensors files. `factors` may have those of `file`.
     """
+    known = FactorFile(factors)
     olds, nothing = _regions(base), Placed("", (), 0, 0)
     pieces = _joined(
         piece
         for name, new in _regions(file).items()
-        for piece in _compare(name, file, new, base, olds.get(name, nothing), factors)
+        for piece in _compare(name, file, new, base, olds.get(name, nothing), known)
     )
     new = sum(piece.bytes for piece in pieces if piece.base is None)
     if size_of(file) - new < WORTH:
@@ -92,7 +93,7 @@ def apply_patch(patch: Patch, base: File, new: File, factors: File) -> Iterator[
     """
     if not patch.base.fits(base):
         raise BundleError(f"{base}: altered, or of another model; name the pack that this one was made against")
-    taken = 0
+    known, taken = FactorFile(factors), 0
     for piece in patch.pieces:
         if piece.base is None:
             yield from read_pieces(new, taken, piece.bytes)
@@ -100,16 +101,16 @@ def apply_patch(patch: Patch, base: File, new: File, factors: File) -> Iterator[
         elif piece.weight is None:
             yield from read_pieces(base, piece.base, piece.bytes)
         else:
-            yield from _fused(piece, base, factors)
+            yield from _fused(piece, base, known)
 
 
-def _fused(piece: Piece, base: File, factors: File) -> Iterator[bytes]:
+def _fused(piece: Piece, base: File, factors: FactorFile) -> Iterator[bytes]:
     assert piece.base is not None
     assert piece.weight is not None
     assert piece.dtype is not None
     with base.open("rb") as opened:
         opened.seek(piece.base)
-        yield from fuse(opened, piece.dtype, read_factors(factors, piece.weight))
+        yield from fuse(opened, piece.dtype, factors.of(piece.weight))
 
 
 def _regions(file: File) -> dict[str, Placed]:
@@ -125,7 +126,7 @@ def _regions(file: File) -> dict[str, Placed]:
     return {"": replace(whole, length=start), **dict(weights)} if gapless else {"": whole}
 
 
-def _compare(name: str, file: File, new: Placed, base: File, old: Placed, factors: File) -> Iterator[Piece]:
+def _compare(name: str, file: File, new: Placed, base: File, old: Placed, factors: FactorFile) -> Iterator[Piece]:
     """A region of `file` by one of `base`: as it is, with LoRAs added, or but for what lies between both its ends."""
     shorter = min(new.length, old.length)
     head = _common(read_pieces(file, new.offset, shorter), read_pieces(base, old.offset, shorter))
@@ -159,7 +160,7 @@ def _read_back(file: File, end: int, size: int) -> Iterator[bytes]:
         yield b"".join(read_pieces(file, start, stop - start))[::-1]
 
 
-def _makes(piece: Piece, base: File, factors: File, file: File, start: int) -> bool:
+def _makes(piece: Piece, base: File, factors: FactorFile, file: File, start: int) -> bool:
     """Whether what the piece stands for is what `file` has from `start` on."""
     try:
         with file.open("rb") as opened:

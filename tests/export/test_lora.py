@@ -20,7 +20,7 @@ from edgediffusion.export.sources.lora import METADATA, fuse_loras
 from edgediffusion.export.to_onnx import quiet
 from edgediffusion.export.weights import TORCH_DTYPES, cast, factors_of, write_tensors
 from edgediffusion.runtime.families import FAMILIES
-from edgediffusion.runtime.low_rank import FACTORS, factor_names, read_factors
+from edgediffusion.runtime.low_rank import FACTORS, FactorFile, factor_names
 from edgediffusion.runtime.manifest import FileRecord
 from edgediffusion.runtime.packs.patches import make_patch
 from edgediffusion.runtime.tensors import encode
@@ -170,7 +170,7 @@ def test_a_bundle_keeps_the_factors(checkpoint: Path, tmp_path: Path) -> None:
     part = fuse_loras(source, [(tmp_path / NAME, 0.8)]).parts["text_encoder"]
     (record,) = (c for c in FAMILIES["sd"].components if c.folder == "text_encoder")
     export_component(part, record, EXPORT_FAMILIES["sd"]["text_encoder"], {}, tmp_path, Options())
-    assert len(read_factors(tmp_path / "text_encoder" / FACTORS, f"{TEXT[0]}.weight")) == 1
+    assert len(FactorFile(tmp_path / "text_encoder" / FACTORS).of(f"{TEXT[0]}.weight")) == 1
 
 
 def plain(source: Source) -> tuple[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import pytest
 from edgediffusion.engines.errors import BundleError
 from edgediffusion.engines.spec import Array
 from edgediffusion.runtime.cli import main
-from edgediffusion.runtime.low_rank import FACTORS, FLOATS, factor_names, fuse, read_factors
+from edgediffusion.runtime.low_rank import FACTORS, FLOATS, FactorFile, factor_names, fuse
 from edgediffusion.runtime.manifest import MANIFEST, FileRecord, Manifest
 from edgediffusion.runtime.packs.patches import Patch, Piece
 from edgediffusion.runtime.packs.read import open_pack
@@ -82,7 +82,7 @@ def add_lora(unet: Path, dtype: str, factors: Tensors) -> None:
     with unet.open("rb") as file:
         file.seek(at.offset)
         content[at.offset : at.offset + at.length] = b"".join(
-            fuse(file, dtype, read_factors(unet.parent / FACTORS, "to_q.weight"))
+            fuse(file, dtype, FactorFile(unet.parent / FACTORS).of("to_q.weight"))
         )
     unet.write_bytes(content)
 
