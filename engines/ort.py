@@ -16,10 +16,17 @@ from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, one_lin
 from .onnx_relocate import loadable
 from .ort_cuda import CPU, OnCpu, find_driver, open_session
 from .ort_device import DeviceRun, failed, on_device
+from .ort_kernels import DIALECT, NoKernels
+from .ort_kernels import open_session as open_with_kernels
 from .ort_tensorrt import PROVIDERS
 from .ort_tensorrt import open_session as open_provider
 from .packed import File
 from .spec import Array, GraphSpec
+
+
+class Slower(UserWarning):
+    """What would make the GPU faster is missing."""
+
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
@@ -31,6 +38,7 @@ def open_engine(
 
     Warns:
         OnCpu: `device` is "auto", and there is a GPU that could be used if something were mended.
+        Slower: the GPU is used, but without our own kernels.
     """
     onnxruntime.set_default_logger_severity(4)
     if device in PROVIDERS:
@@ -38,7 +46,7 @@ def open_engine(
         return on_device(lambda: _open(model, spec, opener, _on_cuda))
     if device != "cpu":
         try:
-            engine = on_device(lambda: _open(dialects.get("cuda", model), spec, open_session, _on_cuda))
+            engine = on_device(lambda: _open_on_cuda(model, spec, dialects))
         except BackendUnavailable as error:
             if device != "auto":
                 raise
@@ -70,6 +78,15 @@ def _open(
     inputs, outputs = ([node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs()))
     spec.check_names(model, inputs, outputs)
     return HostEngine(spec, runner(session, spec))
+
+
+def _open_on_cuda(model: File, spec: GraphSpec, dialects: Mapping[str, File]) -> Engine:
+    if (own := dialects.get(DIALECT)) is not None:
+        try:
+            return _open(own, spec, open_with_kernels, _on_cuda)
+        except NoKernels as error:
+            warnings.warn(Slower(f"slower than it could be: {error}"), stacklevel=2)
+    return _open(dialects.get("cuda", model), spec, open_session, _on_cuda)
 
 
 def _open_on_cpu(model: File, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

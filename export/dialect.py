@@ -8,11 +8,13 @@ from pathlib import Path
 
 import onnx
 
+from edgediffusion.engines.ort_kernels import DIALECT as KERNELS
 from edgediffusion.runtime.manifest import Dialect
 
 from .passes import clean, emulate_half, store_weights
 from .passes.cpu import to_cpu_dialect
 from .passes.cuda import to_cuda_dialect
+from .passes.cuda.own_kernels import to_own_kernels
 from .passes.cuda.portable import to_portable
 from .passes.cuda.turned_kernels import declare_turned
 from .precision import Case, Halved
@@ -28,8 +30,9 @@ def write_dialects(
     """Write those that there are of the graph in the file `model` beside it, by the device's name.
 
     In float32 that is one for ONNX Runtime's CPU provider, of the graph `traced` with its weights where they are
-    `placed`; in float16 one for its CUDA provider, whose fused operators are for float16, of the graph `halved`. The
-    latter is checked as `halved` was: computed from the operators' definitions, every value rounded to float16.
+    `placed`; in float16 one for its CUDA provider, whose fused operators are for float16, of the graph `halved`, and
+    one of that with our own kernels. These are checked as `halved` was: computed from the operators' definitions, every
+    value rounded to float16. What changes nothing is not written.
 
     Raises:
         ExportError: the result misses `tolerance`, or that of float16.
@@ -38,11 +41,15 @@ def write_dialects(
         dialect, changed = to_cpu_dialect(traced.model)
         dialect = store_weights(dialect, placed)
         return _write(CPU, dialect, changed, replace(traced, model=dialect), model, tolerance)
-    if halved.dtype == "float16":
-        dialect, changed = to_cuda_dialect(halved.model)
-        rounded = replace(traced, model=emulate_half(clean(to_portable(dialect))))
-        return _write(CUDA, declare_turned(dialect), changed, rounded, model, halved.parity.tolerance)
-    return {}
+    if halved.dtype != "float16":
+        return {}
+    written, dialect = dict[str, Dialect](), halved.model
+    for name, rewrite in {CUDA: to_cuda_dialect, KERNELS: to_own_kernels}.items():
+        dialect, changed = rewrite(dialect)
+        if any(changed.values()):
+            rounded = replace(traced, model=emulate_half(clean(to_portable(dialect))))
+            written |= _write(name, declare_turned(dialect), changed, rounded, model, halved.parity.tolerance)
+    return written
 
 
 def _write(

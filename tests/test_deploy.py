@@ -93,7 +93,7 @@ def build_context() -> set[str]:
 
 def test_the_build_context_is_what_the_wheel_is_made_of() -> None:
     (wheel,) = re.findall(r"targets\.wheel\]\nonly-include = (\[.*\])", PROJECT)
-    files = {"LICENSE", "README.md", "pyproject.toml"}
+    files = {"LICENSE", "README.md", "hatch_build.py", "pyproject.toml"}
     assert build_context() == {Path(name).parts[0] for name in json.loads(wheel)} | files
 
 

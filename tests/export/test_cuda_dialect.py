@@ -22,6 +22,8 @@ from edgediffusion.export.dialect import write_dialects
 from edgediffusion.export.families import Sample
 from edgediffusion.export.passes import clean
 from edgediffusion.export.passes.cuda import PASSES, to_cuda_dialect
+from edgediffusion.export.passes.cuda.own_kernels import PASSES as OWN_PASSES
+from edgediffusion.export.passes.cuda.own_kernels import to_own_kernels
 from edgediffusion.export.passes.cuda.portable import to_portable
 from edgediffusion.export.passes.cuda.turned_kernels import declare_turned
 from edgediffusion.export.precision import Case, Halved, halve, open_graph
@@ -42,6 +44,13 @@ PLACES = {
     "vae_decoder": {"MultiHeadAttention": 1, "GroupNorm": 21, "NhwcConv": 26, "SkipGroupNorm": 7, "FusedMatMul": 4},
     "vae_encoder": {"MultiHeadAttention": 1, "GroupNorm": 13, "NhwcConv": 18, "SkipGroupNorm": 3, "FusedMatMul": 4},
     "text_encoder": {"SkipLayerNormalization": 5, "FusedMatMul": 12},
+}
+# Likewise our own kernels.
+OWN_PLACES = {
+    "unet": {"BiasGroupNorm": 0, "BiasAdd": 0},
+    "vae_decoder": {"BiasGroupNorm": 0, "BiasAdd": 0},
+    "vae_encoder": {"BiasGroupNorm": 0, "BiasAdd": 0},
+    "text_encoder": {"BiasGroupNorm": 0, "BiasAdd": 0},
 }
 # Transposes of pictures that are left: at both ends, and in a VAE around its attention, which normalises tokens.
 TRANSPOSES = {"unet": 2, "vae_decoder": 3, "vae_encoder": 3, "text_encoder": 2}
@@ -87,6 +96,17 @@ def test_each_pass_keeps_what_the_portable_graph_computes(graph: onnx.ModelProto
     dialect, changed = to_cuda_dialect(graph)
     assert {op_type: count for op_type, count in changed.items() if count} == PLACES[graph.graph.name]
     assert relative_error(run(clean(to_portable(dialect)), inputs), wanted) < TOLERANCE
+
+
+def test_our_own_kernels_keep_it_too(graph: onnx.ModelProto, bundle: Path) -> None:
+    inputs = feeds(bundle, graph.graph.name)
+    wanted = run(graph, inputs)
+    model, _ = to_cuda_dialect(graph)
+    for name, graph_pass in OWN_PASSES.items():
+        model = graph_pass(model)
+        assert relative_error(run(clean(to_portable(model)), inputs), wanted) < TOLERANCE, name
+    _, changed = to_own_kernels(to_cuda_dialect(graph)[0])
+    assert changed == OWN_PLACES[graph.graph.name]
 
 
 def test_pictures_are_transposed_at_the_ends_only(graph: onnx.ModelProto) -> None:

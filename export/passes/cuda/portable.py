@@ -9,6 +9,7 @@ import onnx
 from onnx import inliner, parser
 
 from ..strip import strip
+from .own_kernels import OWN_DOMAIN
 from .rewriter import DOMAIN
 
 _NORM = """
@@ -113,14 +114,43 @@ _FUNCTIONS = (
 )
 
 
+_OWN = {"BiasGroupNorm": ("x", "gamma", "beta", "bias", "embedding", "skip"), "BiasAdd": ("x", "bias", "skip")}
+
+
+def _own_function(name: str, op_type: str, given: list[str]) -> str:
+    """What our operator computes of the inputs that are `given` (`engines/kernels/kernels.cu`)."""
+    total, lines = "x", list[str]()
+    for term in given:
+        if term not in ("x", "gamma", "beta"):
+            lines.append(f"with_{term} = Add ({total}, {term})")
+            total = f"with_{term}"
+    body = "\n    ".join([*lines, f"total = Identity ({total})"])
+    if op_type == "BiasAdd":
+        return f"{name} ({', '.join(given)}) => (total) {{\n    {body} }}"
+    return f"""{name} <groups, epsilon, activation> ({", ".join(given)}) => (y, total, sums) {{
+    {body}
+    {_NORM}
+    sums = Identity (gamma) }}"""
+
+
 def to_portable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph of `to_cuda_dialect` in standard operators, to be simplified like one of the exporter's."""
+    """The graph of `to_cuda_dialect`, or of `to_own_kernels`, in standard operators.
+
+    It is to be simplified like one of the exporter's.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
+    functions = list(_FUNCTIONS)
     for node in result.graph.node:
+        if node.domain == OWN_DOMAIN:  # a function has no optional inputs, so each choice of them is one
+            given = [term for term, value in zip(_OWN[node.op_type], node.input, strict=False) if value]
+            name = "_".join([node.op_type, *given])
+            functions.append(_own_function(name, node.op_type, given))
+            node.op_type, node.domain = name, DOMAIN
+            node.input[:] = [value for value in node.input if value]
         if node.op_type == "SkipLayerNormalization" and len(node.input) == 5:
             node.op_type = "BiasSkipLayerNormalization"  # a function has no optional terms
     (opset,) = (imported.version for imported in model.opset_import if not imported.domain)
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'  # a function of another opset is not inlined
-    result.functions.extend(parser.parse_function(header + text) for text in _FUNCTIONS)
+    result.functions.extend(parser.parse_function(header + text) for text in dict.fromkeys(functions))
     return strip(inliner.inline_local_functions(result))

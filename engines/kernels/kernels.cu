@@ -1,0 +1,170 @@
+// Kernels for pictures in float16 with their channels last: (pictures, pixels, channels), channels a multiple of 8.
+//
+// Each thread keeps to eight channels (16 bytes) and goes from pixel to pixel; blockDim = (channels / 8, pixels at a
+// time), gridDim = (pieces, pictures). Sums are taken in a fixed order, so that the same input gives the same bits.
+
+struct alignas(16) Eight {
+  unsigned int two[4];
+};
+
+constexpr int WIDTH = 8;
+constexpr int UNROLLED = 4;  // pixels whose loads are under way at once
+
+__device__ void widen(const Eight &from, float (&to)[WIDTH]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    asm("{ .reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+        : "=f"(to[2 * i]), "=f"(to[2 * i + 1])
+        : "r"(from.two[i]));
+}
+
+__device__ Eight narrow(const float (&from)[WIDTH]) {
+  Eight to;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    asm("{ .reg .f16 low, high; cvt.rn.f16.f32 low, %1; cvt.rn.f16.f32 high, %2; mov.b32 %0, {low, high}; }"
+        : "=r"(to.two[i])
+        : "f"(from[2 * i]), "f"(from[2 * i + 1]));
+  return to;
+}
+
+__device__ void add(const Eight &terms, float (&to)[WIDTH]) {
+  float term[WIDTH];
+  widen(terms, term);
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) to[i] += term[i];
+}
+
+// What is the same for all pixels of a picture: bias (channels), and embedding (pictures, channels); null is zero.
+__device__ void add_terms(const Eight *bias, const Eight *embedding, float (&to)[WIDTH]) {
+  if (bias != nullptr) add(bias[threadIdx.x], to);
+  if (embedding != nullptr) add(embedding[(long long)blockIdx.y * blockDim.x + threadIdx.x], to);
+}
+
+// The pixels of this block's piece, UNROLLED of them at a time: `load(place)` is called for all of these before
+// `use(place, loaded)` is for the first.
+template <typename Loaded, typename Load, typename Use>
+__device__ void each_pixel(int pixels, int pixels_a_piece, const Load &load, const Use &use) {
+  const int first = blockIdx.x * pixels_a_piece, end = min(first + pixels_a_piece, pixels), step = blockDim.y;
+  const long long picture = (long long)blockIdx.y * pixels;
+  for (int pixel = first + threadIdx.y; pixel < end; pixel += UNROLLED * step) {
+    Loaded loaded[UNROLLED];
+#pragma unroll
+    for (int i = 0; i < UNROLLED; ++i)
+      if (pixel + i * step < end) loaded[i] = load((picture + pixel + i * step) * blockDim.x + threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < UNROLLED; ++i)
+      if (pixel + i * step < end) use((picture + pixel + i * step) * blockDim.x + threadIdx.x, loaded[i]);
+  }
+}
+
+struct Pair {
+  Eight x, skip;
+};
+
+// total = x + bias + embedding + skip, and what a group normalisation of it has to know.
+//
+// x, skip, total: (pictures, pixels, channels); bias: (channels); embedding: (pictures, channels). All but x may be null.
+// sums: (pictures, pieces, groups), of the values and of their squares over a piece of `pixels_a_piece` pixels; null if
+// they are not wanted. Shared memory: a float2 for each channel and pixel at a time.
+extern "C" __global__ void __launch_bounds__(512) add_and_sum(const Eight *__restrict__ x, const Eight *__restrict__ bias,
+                                       const Eight *__restrict__ embedding, const Eight *__restrict__ skip,
+                                       Eight *__restrict__ total, float2 *__restrict__ sums, int pixels,
+                                       int pixels_a_piece, int groups) {
+  extern __shared__ float2 shared[];
+  const int columns = blockDim.x, column = threadIdx.x;
+  float terms[WIDTH] = {}, sum[WIDTH] = {}, squares[WIDTH] = {};
+  add_terms(bias, embedding, terms);
+  const auto load = [&](long long place) { return Pair{x[place], skip == nullptr ? Eight{} : skip[place]}; };
+  each_pixel<Pair>(pixels, pixels_a_piece, load, [&](long long place, const Pair &loaded) {
+    float value[WIDTH];
+    widen(loaded.x, value);
+    add(loaded.skip, value);
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) value[i] += terms[i];
+    if (total != nullptr) {
+      total[place] = narrow(value);
+      widen(narrow(value), value);
+    }
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) {
+      sum[i] += value[i];
+      squares[i] += value[i] * value[i];
+    }
+  });
+  if (sums == nullptr) return;
+  const int channels = columns * WIDTH, channels_a_group = channels / groups;
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i)
+    shared[threadIdx.y * channels + column * WIDTH + i] = make_float2(sum[i], squares[i]);
+  __syncthreads();
+  const int thread = threadIdx.y * columns + column, lane = thread % 32, warps = columns * blockDim.y / 32;
+  for (int group = thread / 32; group < groups && thread / 32 < warps; group += warps) {
+    float2 of_group = make_float2(0.f, 0.f);
+    for (int i = lane; i < channels_a_group * (int)blockDim.y; i += 32) {
+      const float2 one = shared[i / channels_a_group * channels + group * channels_a_group + i % channels_a_group];
+      of_group.x += one.x;
+      of_group.y += one.y;
+    }
+    for (int step = 16; step > 0; step /= 2) {
+      of_group.x += __shfl_xor_sync(~0u, of_group.x, step);
+      of_group.y += __shfl_xor_sync(~0u, of_group.y, step);
+    }
+    if (lane == 0) sums[((long long)blockIdx.y * gridDim.x + blockIdx.x) * groups + group] = of_group;
+  }
+}
+
+// y = the group normalisation of total (arXiv:1803.08494), scaled and shifted channel by channel; its SiLU if `silu`.
+//
+// total is x + bias + embedding, as above; sums: what `add_and_sum` left, in as many pieces as this launch has;
+// scale, shift: (channels), in float32. Shared memory: a float2 for each thread.
+extern "C" __global__ void __launch_bounds__(512) normalize(const Eight *__restrict__ x, const Eight *__restrict__ bias,
+                                     const Eight *__restrict__ embedding, const float *__restrict__ scale,
+                                     const float *__restrict__ shift, const float2 *__restrict__ sums,
+                                     Eight *__restrict__ y, int pixels, int pixels_a_piece, int groups, float epsilon,
+                                     int silu) {
+  extern __shared__ float2 shared[];
+  const int columns = blockDim.x, column = threadIdx.x, threads = columns * blockDim.y;
+  const int thread = threadIdx.y * columns + column, pieces = gridDim.x;
+  const int channels_a_group = columns * WIDTH / groups, at_once = threads / groups;
+  float2 of_group = make_float2(0.f, 0.f);
+  if (thread < at_once * groups) {
+    const float2 *of_picture = sums + (long long)blockIdx.y * pieces * groups;
+#pragma unroll UNROLLED
+    for (int i = thread; i < pieces * groups; i += at_once * groups) {
+      of_group.x += of_picture[i].x;
+      of_group.y += of_picture[i].y;
+    }
+    shared[thread] = of_group;
+  }
+  __syncthreads();
+  if (thread < groups) {
+    for (int i = 1; i < at_once; ++i) {
+      of_group.x += shared[i * groups + thread].x;
+      of_group.y += shared[i * groups + thread].y;
+    }
+    const float count = (float)channels_a_group * pixels, mean = of_group.x / count;
+    shared[thread] = make_float2(mean, rsqrtf(fmaxf(of_group.y / count - mean * mean, 0.f) + epsilon));
+  }
+  __syncthreads();
+  float factor[WIDTH], term[WIDTH] = {};
+  add_terms(bias, embedding, term);
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) {
+    const int channel = column * WIDTH + i;
+    const float2 group = shared[channel / channels_a_group];
+    factor[i] = scale[channel] * group.y;
+    term[i] = (term[i] - group.x) * factor[i] + shift[channel];
+  }
+  const auto load = [&](long long place) { return x[place]; };
+  each_pixel<Eight>(pixels, pixels_a_piece, load, [&](long long place, const Eight &loaded) {
+    float value[WIDTH];
+    widen(loaded, value);
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) {
+      value[i] = value[i] * factor[i] + term[i];
+      if (silu) value[i] = __fdividef(value[i], 1.f + __expf(-value[i]));
+    }
+    y[place] = narrow(value);
+  });
+}

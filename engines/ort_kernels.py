@@ -1,0 +1,88 @@
+"""Our own operators for ONNX Runtime's CUDA provider: `kernels/`, compiled for the GPU that is there."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from .errors import BackendUnavailable, one_line
+from .ort_cuda import CHECKS, find_driver
+from .ort_cuda import open_session as open_on_cuda
+from .packed import File
+
+DIALECT = "cuda-kernels"  # the name of graphs with these operators
+LIBRARY = Path(__file__).parent / "kernels" / "ort_operators.so"  # made by hatch_build.py where there is a C compiler
+SOURCE = Path(__file__).parent / "kernels" / "kernels.cu"
+_ANEW = "install a C compiler, then edgediffusion anew"
+_CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+
+
+class NoKernels(BackendUnavailable):
+    """Our own operators cannot be had here."""
+
+
+def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """As `ort_cuda.open_session`, for a graph of our own operators.
+
+    Raises:
+        NoKernels: they were not compiled when this package was installed, or cannot be now.
+    """
+    for check in CHECKS:
+        check()
+    _give_kernels()
+    try:
+        options.register_custom_ops_library(str(LIBRARY))
+    except Exception as error:
+        raise NoKernels(f"ONNX Runtime does not take {LIBRARY.name} ({one_line(error)})", _ANEW) from error
+    return open_on_cuda(model, options)
+
+
+@functools.cache
+def _give_kernels() -> None:
+    if not LIBRARY.is_file():
+        raise NoKernels(f"{LIBRARY.name} was not compiled when edgediffusion was installed", _ANEW)
+    cubin = compile_kernels(_capability())
+    if ctypes.CDLL(str(LIBRARY)).edgediffusion_kernels(cubin, len(cubin)):
+        raise MemoryError
+
+
+def _capability() -> str:
+    """Of the first GPU, such as "90"."""
+    driver, numbers = find_driver(), [ctypes.c_int(), ctypes.c_int()]
+    assert driver is not None  # CHECKS
+    driver.cuInit(0)
+    for number, attribute in zip(numbers, _CAPABILITY, strict=True):
+        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, 0)
+    return "".join(str(number.value) for number in numbers)
+
+
+def compile_kernels(capability: str) -> bytes:
+    """A cubin for GPUs of this compute capability, such as "90"; needs no GPU and takes about 0.2 s.
+
+    Raises:
+        NoKernels: NVRTC is missing, or does not know these GPUs.
+    """
+    remedy = "pip install --upgrade cuda-bindings 'onnxruntime-gpu[cuda,cudnn]'"
+    try:
+        from cuda.bindings import nvrtc
+
+        program = _nvrtc(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], []))
+        flags = [f"--gpu-architecture=sm_{capability}".encode(), b"--std=c++17"]
+        _nvrtc(nvrtc.nvrtcCompileProgram(program, len(flags), flags))
+        cubin = b" " * int(_nvrtc(nvrtc.nvrtcGetCUBINSize(program)))
+        _nvrtc(nvrtc.nvrtcGetCUBIN(program, cubin))
+        _nvrtc(nvrtc.nvrtcDestroyProgram(program))
+    except (ImportError, RuntimeError) as error:  # cuda-bindings raises RuntimeError where the library is missing
+        raise NoKernels(f"CUDA's compiler NVRTC does not work here ({error})", remedy) from error
+    return cubin
+
+
+def _nvrtc(result: tuple[Any, ...]) -> Any:
+    status, *given = result
+    if int(status) != 0:
+        raise RuntimeError(status.name)
+    return given[0] if given else None

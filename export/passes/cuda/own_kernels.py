@@ -1,0 +1,141 @@
+"""Our own operators (`engines/kernels`) for group norms and for the biases of convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+from onnx import TensorProto, helper
+
+from ..counted import apply_counted
+from ..graph import attribute
+from .rewriter import Rewriter, with_attributes
+
+OWN_DOMAIN = "edgediffusion"
+CHANNELS, MAX_CHANNELS = 8, 4096  # the kernels take multiples of the one, up to the other
+BIAS = 3  # the first of what BiasGroupNorm adds: bias, embedding, skip
+
+
+def to_own_kernels(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """The graph of `to_cuda_dialect` with our operators, and how many places each pass of `PASSES` changed."""
+    return apply_counted(model, PASSES)
+
+
+def replace_group_norms(model: onnx.ModelProto) -> onnx.ModelProto:
+    """GroupNorm and SkipGroupNorm become BiasGroupNorm, which reads and writes at the rate of the memory.
+
+    What is added before a norm is an embedding, the same for every pixel, or a skip; both where there are both.
+    """
+    graph = _Graph(model)
+    for norm in [*graph.of_type("GroupNorm"), *graph.of_type("SkipGroupNorm")]:
+        weight = graph.maker(norm.input[1], "Cast")
+        if weight is None or not graph.fits(norm.input[0], graph.initializers.get(weight.input[0])):
+            continue
+        skip = norm.input[3] if len(norm.input) > 3 else ""
+        embedding = skip if graph.maker(skip, "Unsqueeze") is not None else ""
+        y, total = norm.output[0], norm.output[1] if skip else ""
+        if embedding and not graph.readers(total) and total not in graph.outputs:
+            total = ""
+        inputs = [*norm.input[:BIAS], "", embedding, "" if embedding else skip]
+        graph.replace(
+            [norm],
+            [with_attributes(_own("BiasGroupNorm", inputs, [y, total, f"{y}/sums"]), norm, without="channels_last")],
+        )
+    return graph.result()
+
+
+def move_biases(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The bias of a convolution goes to the norm or the sum that reads the result, which adds it on the way.
+
+    The provider adds it in a launch of its own, which reads and writes all of the result. So does BiasAdd, where
+    nothing else takes it, but faster.
+    """
+    graph = _Graph(model)
+    for conv in graph.of_type("NhwcConv"):
+        if len(conv.input) > 2 and graph.fits(conv.input[0], graph.initializers.get(conv.input[2])):
+            _move_bias(graph, conv)
+    return graph.result()
+
+
+PASSES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "BiasGroupNorm": replace_group_norms,
+    "BiasAdd": move_biases,
+}
+
+
+class _Graph(Rewriter):
+    """A graph in float16, parts of which may be in float32."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__(model)
+        self._wide = set[str]()
+        for node in self.nodes:
+            follows = node.op_type != "Cast" and node.input and node.input[0] in self._wide
+            if follows or attribute(node, "to") == TensorProto.FLOAT:
+                self._wide.update(node.output)
+
+    def fits(self, picture: str, weight: tuple[int, ...] | None) -> bool:
+        """Whether the kernels take a `picture` in float16 and a `weight` with an entry for each of its channels."""
+        if picture in self._wide or weight is None:
+            return False
+        return weight[0] % CHANNELS == 0 and weight[0] <= MAX_CHANNELS
+
+    def result(self) -> onnx.ModelProto:
+        """The rewritten model."""
+        model = super().result()
+        if OWN_DOMAIN not in {opset.domain for opset in model.opset_import}:
+            model.opset_import.append(helper.make_opsetid(OWN_DOMAIN, 1))
+        return model
+
+
+def _move_bias(graph: _Graph, conv: onnx.NodeProto) -> None:
+    value, bias = conv.output[0], conv.input[2]
+    del conv.input[2]
+    readers = graph.readers(value)
+    if len(readers) == 1 and value not in graph.outputs:
+        if _give(graph, readers[0], value, bias):
+            return
+        if (total := _added(graph, readers[0], value)) is not None:
+            graph.replace(readers, [_own("BiasAdd", [value, bias, total], readers[0].output)])
+            return
+    conv.output[0] = plain = f"{value}/without_bias"
+    norms = [node for node in readers if node.op_type == "BiasGroupNorm" and not any(node.input[BIAS:])]
+    if len(norms) == 1:
+        (norm,) = norms
+        norm.input[0], norm.input[BIAS], norm.output[1] = plain, bias, value
+        graph.replace([], [])
+    else:
+        graph.replace([], [_own("BiasAdd", [plain, bias], [value])])
+
+
+def _give(graph: _Graph, reader: onnx.NodeProto, value: str, bias: str) -> bool:
+    """Whether `reader` was given `bias`, beside what it has."""
+    place = {"BiasGroupNorm": BIAS, "BiasAdd": 1}.get(reader.op_type)
+    if place is None or value not in (reader.input[0], reader.input[-1]):
+        return False
+    if reader.input[place]:
+        both = f"{bias}/and/{reader.input[place]}"
+        graph.replace([], [helper.make_node("Add", [reader.input[place], bias], [both], both)])
+        bias = both
+    reader.input[place] = bias
+    graph.replace([], [])
+    return True
+
+
+def _added(graph: _Graph, reader: onnx.NodeProto, value: str) -> str | None:
+    """The other picture of a sum."""
+    if reader.op_type != "Add":
+        return None
+    other = reader.input[1] if reader.input[0] == value else reader.input[0]
+    alike = (
+        other != value
+        and other not in graph.initializers
+        and graph.constant(other) is None
+        and graph.maker(other, "Unsqueeze") is None
+    )
+    return other if alike else None
+
+
+def _own(op_type: str, inputs: list[str], results: list[str]) -> onnx.NodeProto:
+    node: onnx.NodeProto = helper.make_node(op_type, inputs, results, f"{results[0]}/{op_type}", domain=OWN_DOMAIN)
+    return node
