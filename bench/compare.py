@@ -12,7 +12,7 @@ from .schema import Measurement, Ratio, Results, ratios
 from .tables import Table, amount, parameters, show_table
 
 # Where the settings differ the figures are of different things, and the reader has to know.
-_SAME = ("model", "bundle_digest", "dtype", "backend", "device", "num_inference_steps")
+_SAME = ("model", "bundle_digest", "dtype", "backend", "device", "num_inference_steps", "guidance_scale")
 
 
 def compare(arguments: Sequence[str]) -> int:

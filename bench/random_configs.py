@@ -71,11 +71,17 @@ MODELS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "sd21": ("sd", {"text_encoder": CLIP_H, **VAES, "unet": UNET_2}),
     "sdxl": ("sdxl", {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, **VAES, "unet": UNET_XL}),
 }
-INDEX: dict[str, Any] = {  # for diffusers to open what `edgediffusion export --to-diffusers` makes of sd15 and sd21
+_INDEX: dict[str, Any] = {
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
     **{name: [None, None] for name in ("feature_extractor", "image_encoder", "safety_checker")},
 }
+_SECOND = {
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+}
+# By family, for diffusers to open what `edgediffusion export --to-diffusers` makes of the bundle.
+INDICES = {"sd": _INDEX, "sdxl": _INDEX | _SECOND}
 SCHEDULER = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}

@@ -23,7 +23,7 @@ from edgediffusion.export.weights import write_tensors
 from edgediffusion.export.write_bundle import export_bundle
 from edgediffusion.runtime.families import FAMILIES as RUNTIME_FAMILIES
 
-from .random_configs import INDEX, MODELS, SCHEDULER
+from .random_configs import INDICES, MODELS, SCHEDULER
 from .report import installed_versions
 
 _DECIDING = ("edgediffusion", "torch", "diffusers", "transformers", "onnx", "onnxscript")
@@ -42,7 +42,7 @@ def random_bundle(
         UsageError, ExportError: see `export_bundle`; then nothing stays.
     """
     versions = installed_versions(_DECIDING)
-    deciding = json.dumps([MODELS[model], SCHEDULER, INDEX, versions], sort_keys=True)
+    deciding = json.dumps([MODELS[model], SCHEDULER, INDICES, versions], sort_keys=True)
     cache = platformdirs.user_cache_path("edgediffusion") if cache is None else cache
     folder = cache / "random" / f"{model}-{dtype}-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,8 @@ def write_checkpoint(model: str, folder: Path) -> Path:
     family, configs = MODELS[model]
     record = RUNTIME_FAMILIES[family]
     folder.mkdir(parents=True)
-    index = {"_class_name": record.pipeline_classes[0], "scheduler": ["diffusers", SCHEDULER["_class_name"]]} | INDEX
+    index = {"_class_name": record.pipeline_classes[0], "scheduler": ["diffusers", SCHEDULER["_class_name"]]}
+    index |= INDICES[family]
     for component in record.components:
         if component.folder not in configs:
             continue

@@ -20,7 +20,7 @@ from .contenders import Contender, Worker
 from .schema import OURS, Measurement, Parameters, Span
 from .stats import warm_up
 
-PROMPT, SEED, GUIDANCE = "a red apple", 0, 7.5
+PROMPT, SEED = "a red apple", 0
 # Calls of one contender go on for about this long before it is the next one's turn: what a round's ratio compares
 # then lies close together, and the caches are each contender's own.
 _TURN_SECONDS = 0.3
@@ -31,16 +31,24 @@ _MOST_CALLS = 20
 class Settings:
     """What is measured with. `latent` is the model's own size in latents, `factor` the pixels of one.
 
+    `batches` are the numbers of pictures that are drawn at once. At a `guidance_scale` of 1 or less there is none.
     `reference` is a bundle in float32 that pictures are compared with where diffusers isn't installed.
     """
 
     rounds: int
     steps: int
+    guidance_scale: float
+    batches: tuple[int, ...]
     latent: int
     factor: int
     backend: str
     device: str
     reference: Path
+
+    @property
+    def branches(self) -> int:
+        """Rows that the UNet sees for one picture."""
+        return 2 if self.guidance_scale > 1 else 1
 
 
 @dataclass(kw_only=True)
@@ -178,7 +186,7 @@ def picture_settings(session: Session, *, steps: int | None = None, batch: int =
     return {
         "prompt": PROMPT,
         "seed": SEED,
-        "guidance_scale": GUIDANCE,
+        "guidance_scale": session.settings.guidance_scale,
         "steps": session.settings.steps if steps is None else steps,
         "batch": batch,
         "height": size,

@@ -42,9 +42,12 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def warm_up(call: Callable[[], float], *, most: int = 30, seconds: float = 30.0) -> list[float]:
-    """Call until the last three times are steady, `most` times or `seconds` long at most; the times of the calls."""
+    """Call until the last three times are steady, `most` times or `seconds` long at most; the times of the calls.
+
+    The first call does not count in `seconds`: it may compile for minutes, and what comes after it is what is wanted.
+    """
     times: list[float] = []
-    while len(times) < most and sum(times) < seconds:
+    while len(times) < most and sum(times[1:]) < seconds:
         times.append(call())
         if len(times) >= 3 and max(times[-3:]) <= _STEADY * min(times[-3:]):
             break

@@ -26,7 +26,7 @@ from .pictures import write_checkpoint
 from .processes import limited_to
 from .report import check_new_file, write_text
 from .schema import Results
-from .session import GUIDANCE, PROMPT, SEED, Session, Settings
+from .session import PROMPT, SEED, Session, Settings
 from .tables import show
 from .workers import PEERS
 
@@ -85,6 +85,8 @@ def measure(
     settings = Settings(
         rounds=options.rounds,
         steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
+        batches=options.batches,
         latent=height // space.pixels_per_latent,
         factor=space.pixels_per_latent,
         backend=options.backend,
@@ -112,7 +114,7 @@ def measure(
         "rounds": options.rounds,
         "prompt": PROMPT,
         "seed": SEED,
-        "guidance_scale": GUIDANCE,
+        "guidance_scale": options.guidance_scale,
         "num_inference_steps": options.num_inference_steps,
     }
     return Results(
@@ -143,6 +145,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--python", action="append", default=[], metavar="PEER=PATH", help="the interpreter that has a peer")
     add("--reference", type=Path, metavar="BUNDLE", help="in fp32, for the PSNR where diffusers isn't installed")
     add("--num-inference-steps", type=positive, default=20, metavar="N", help="of a picture; default: %(default)s")
+    add("--guidance-scale", type=float, default=7.5, metavar="W", help="1: no guidance; default: %(default)s")
+    batches_help = "pictures at once, for throughput and growth; default: %(default)s"
+    add("--batches", type=_batches, default="1,2,4,8,16", metavar="N,...", help=batches_help)
     add("--rounds", type=positive, default=10, metavar="N", help="in which all take turns; default: %(default)s")
     add("--cores", type=positive, default=2, metavar="N", help="that all processes share; default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="write every call's time and the machine's facts to FILE")
@@ -165,3 +170,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _names(text: str) -> list[str]:
     return text.split(",")
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    return tuple(map(positive, text.split(",")))

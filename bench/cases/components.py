@@ -8,7 +8,7 @@ from ..feeds import random_feeds
 from ..schema import Parameters
 from ..session import Session
 
-BRANCHES = 2  # of guidance
+PROMPTS = 2  # the negative one, and the prompt
 
 
 def text_encoder(session: Session) -> None:
@@ -17,7 +17,7 @@ def text_encoder(session: Session) -> None:
 
 
 def unet(session: Session) -> None:
-    """One step of one picture, with guidance."""
+    """One step of one picture."""
     graph(session, "unet", "unet", sizes(session, "unet"))
 
 
@@ -35,9 +35,10 @@ def graph(session: Session, case: str, name: str, parameters: Parameters) -> Non
 def sizes(session: Session, name: str, *, latent: int | None = None, rows: int | None = None) -> dict[str, int]:
     """The free dimensions of the graph `name` for one picture of the model's own size."""
     latent = session.settings.latent if latent is None else latent
-    batch = 1 if name == "vae_decoder" else BRANCHES
-    found = {"batch": batch if rows is None else rows}
     if name.startswith("text_encoder"):
-        return found
-    found |= {"height": latent, "width": latent}
-    return found | {"sequence_length": MAX_LENGTH} if name == "unet" else found
+        return {"batch": PROMPTS}
+    found = {"height": latent, "width": latent}
+    if name == "vae_decoder":
+        return {"batch": 1, **found}
+    rows = session.settings.branches if rows is None else rows
+    return {"batch": rows, **found, "sequence_length": MAX_LENGTH}

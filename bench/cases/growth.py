@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..session import Session, picture_settings
-from .components import BRANCHES, graph, sizes
-from .picture import BATCHES
+from .components import graph, sizes
 
 STEPS = (5, 10, 20, 50)
 _EDGES = (1, 2, 3, 4)  # halves of the model's own edge
@@ -18,7 +17,8 @@ def growth(session: Session) -> None:
     if session.manifest.static is not None:
         session.skip("growth by batch and pixels: skipped, the graphs of this bundle are for one size only")
         return
-    for batch in BATCHES:
-        graph(session, "growth-batch", "unet", sizes(session, "unet", rows=BRANCHES * batch))
+    for batch in session.settings.batches:
+        rows = session.settings.branches * batch
+        graph(session, "growth-batch", "unet", sizes(session, "unet", rows=rows))
     for edge in _EDGES:
         graph(session, "growth-pixels", "unet", sizes(session, "unet", latent=edge * session.settings.latent // 2))

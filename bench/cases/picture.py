@@ -7,8 +7,6 @@ import itertools
 from ..schema import OURS, Span
 from ..session import Session, picture_settings, saved
 
-BATCHES = (1, 2, 4, 8, 16)
-
 
 def picture(session: Session) -> None:
     """From the prompt to pixels."""
@@ -21,7 +19,7 @@ def throughput(session: Session) -> None:
     if session.manifest.static is not None:
         session.skip("throughput: skipped, the graphs of this bundle are for one batch only")
         return
-    for batch in BATCHES:
+    for batch in session.settings.batches:
         told = picture_settings(session, batch=batch)
         session.in_turn("throughput", "picture", {"steps": told["steps"], "batch": batch}, **told)
 

@@ -19,7 +19,14 @@ def start(session: Session) -> None:
     """From a cold process to the PNG that it writes, beside a script of diffusers' where that is installed."""
     settings = session.settings
     flags = ["--backend", settings.backend, "--device", settings.device]
-    commands = drawing_commands(session.bundle, session.folder, session.report, steps=settings.steps)
+    commands = drawing_commands(
+        session.bundle,
+        session.folder,
+        session.report,
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        device=settings.device,
+    )
     commands[OURS] += flags
     executions = in_turn(commands, settings.rounds, session.folder, session.report)
     names = {OURS: NAME}

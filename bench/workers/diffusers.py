@@ -13,7 +13,9 @@ import transformers
 from diffusers import DiffusionPipeline
 
 Call = Callable[[], Mapping[str, Any]]
-_NO_CHECKER = {"safety_checker": None}
+# What text to image does without, and the checkpoint may have.
+_WITHOUT = ("safety_checker", "image_encoder", "feature_extractor")
+_SIZES = 64  # that one process may be asked for
 
 
 def load(request: Mapping[str, Any]) -> dict[str, Callable[..., Call]]:
@@ -23,17 +25,21 @@ def load(request: Mapping[str, Any]) -> dict[str, Callable[..., Call]]:
     device = "cpu" if request["device"] == "cpu" or not torch.cuda.is_available() else "cuda"
     dtype = getattr(torch, request["dtype"])
     kind: Any = DiffusionPipeline
-    checker = {} if request["family"].startswith("sdxl") else _NO_CHECKER
-    pipeline = kind.from_pretrained(request["source"], torch_dtype=dtype, local_files_only=True, **checker)
+    without = dict.fromkeys(_WITHOUT[1:] if request["family"].startswith("sdxl") else _WITHOUT)
+    pipeline = kind.from_pretrained(request["source"], torch_dtype=dtype, local_files_only=True, **without)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.register_to_config(force_upcast=False)  # SDXL's: the same precision for all, not its float32
     pipeline.to(device)
     if device == "cuda":
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     if request.get("compile"):
         mode = "reduce-overhead" if device == "cuda" else "default"
-        pipeline.unet = torch.compile(pipeline.unet, mode=mode, fullgraph=True)
-        pipeline.vae.decode = torch.compile(pipeline.vae.decode, mode=mode, fullgraph=True)
+        # Anew for each size, which is the fastest; so more often than is thought to be a mistake.
+        torch._dynamo.config.recompile_limit = _SIZES
+        compiled = partial(torch.compile, mode=mode, fullgraph=True, dynamic=False)
+        pipeline.unet = compiled(pipeline.unet)
+        pipeline.vae.decode = compiled(pipeline.vae.decode)
     to_device = partial(_to_device, device=device, dtype=dtype)
     return {
         "text_encoder": partial(_text_encoder, pipeline, to_device),
@@ -54,14 +60,17 @@ def _text_encoder(pipeline: Any, to_device: Any, feeds: dict[str, Any]) -> Call:
 
 
 def _unet(pipeline: Any, to_device: Any, feeds: dict[str, Any]) -> Call:
-    sample, timestep, states = (to_device(feeds[n]) for n in ("sample", "timestep", "encoder_hidden_states"))
+    sample, states = (to_device(feeds[name]) for name in ("sample", "encoder_hidden_states"))
+    timestep = torch.from_numpy(feeds["timestep"])[0].to(sample.device)
     names = ("text_embeds", "time_ids")
     added = {name: to_device(feeds[name]) for name in names if name in feeds} or None
+    # As its pipelines call it: what is compiled for these arguments is then compiled for a picture, too.
+    given = {"encoder_hidden_states": states, "timestep_cond": None, "cross_attention_kwargs": None}
+    given |= {"added_cond_kwargs": added, "return_dict": False}
 
     def run() -> Mapping[str, Any]:
         # Latents go to the device and come back at each step of ours; diffusers' stay there, and so does its clock.
-        output = pipeline.unet(sample, timestep, states, added_cond_kwargs=added, return_dict=False)[0]
-        return {"out_sample": _host(output)}
+        return {"out_sample": _host(pipeline.unet(sample, timestep, **given)[0])}
 
     return run
 
@@ -72,14 +81,14 @@ def _vae_decoder(pipeline: Any, to_device: Any, feeds: dict[str, Any]) -> Call:
 
 
 def _picture(pipeline: Any, _: object, *, prompt: str, seed: int, steps: int, batch: int = 1, **settings: Any) -> Call:
-    settings |= {"num_inference_steps": steps, "num_images_per_prompt": batch, "output_type": "np"}
+    settings |= {"num_inference_steps": steps, "num_images_per_prompt": batch}
 
     def draw() -> Mapping[str, Any]:
         generators = [torch.Generator().manual_seed(seed + k) for k in range(batch)]
         images = pipeline(
             prompt, generator=generators, latents=_noise(pipeline, generators, **settings), **settings
         ).images
-        return {"images": np.round(images * 255).astype(np.uint8)}
+        return {"images": np.stack([np.asarray(image) for image in images])}
 
     return draw
 

@@ -40,12 +40,12 @@ def _part(part: Any, name: str, feeds: dict[str, Any]) -> Call:
 
 
 def _picture(pipeline: Any, _: object, *, prompt: str, seed: int, steps: int, batch: int = 1, **settings: Any) -> Call:
-    settings |= {"num_inference_steps": steps, "num_images_per_prompt": batch, "output_type": "np"}
+    settings |= {"num_inference_steps": steps, "num_images_per_prompt": batch}
 
     def draw() -> Mapping[str, Any]:
         generators = [torch.Generator().manual_seed(seed + k) for k in range(batch)]
         images = pipeline(prompt, generator=generators, **settings).images
-        return {"images": np.round(images * 255).astype(np.uint8)}
+        return {"images": np.stack([np.asarray(image) for image in images])}
 
     return draw
 

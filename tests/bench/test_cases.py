@@ -17,7 +17,7 @@ from edgediffusion.bench.cases.quality import psnr
 from edgediffusion.bench.contenders import Contender
 from edgediffusion.bench.costs import Cost
 from edgediffusion.bench.schema import OURS, Measurement
-from edgediffusion.bench.session import Session, Settings
+from edgediffusion.bench.session import Session, Settings, picture_settings
 from edgediffusion.engines.errors import EdgeDiffusionError
 from edgediffusion.runtime.manifest import Manifest
 from edgediffusion.runtime.pipeline import BUILTIN
@@ -78,7 +78,9 @@ Make = Callable[..., Session]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    def session(*peers: str, fails: str | None = None, calls: tuple[str, ...] | None = None) -> Session:
+    def session(
+        *peers: str, fails: str | None = None, calls: tuple[str, ...] | None = None, guidance_scale: float = 7.5
+    ) -> Session:
         asked: list[tuple[str, str]] = []
         contenders: list[Contender] = []
         for name in (OURS, *peers):
@@ -88,7 +90,17 @@ def make(tmp_path: Path) -> Make:
                 object.__setattr__(contender, "fails", fails)
                 object.__setattr__(contender, "calls", calls or contender.calls)
             contenders.append(contender)
-        settings = Settings(rounds=2, steps=3, latent=16, factor=8, backend="ort", device="cpu", reference=tmp_path)
+        settings = Settings(
+            rounds=2,
+            steps=3,
+            guidance_scale=guidance_scale,
+            batches=(1, 4),
+            latent=16,
+            factor=8,
+            backend="ort",
+            device="cpu",
+            reference=tmp_path,
+        )
         lines: list[str] = []
         return Session(
             bundle=BUILTIN,
@@ -148,7 +160,17 @@ def test_who_has_no_such_call_is_named_once(make: Make) -> None:
     CASES["throughput"](session)
     assert session.skipped == ["peer: has no picture"]
     batches = [m.parameters["batch"] for m in session.measurements if m.case == "throughput"]
-    assert batches == [1, 2, 4, 8, 16]
+    assert batches == [1, 4]
+
+
+def test_without_guidance_the_unet_sees_a_row_a_picture(make: Make) -> None:
+    session = make(guidance_scale=1.0)
+    for case in ("text_encoder", "unet", "vae_decoder", "growth"):
+        CASES[case](session)
+    found = [(m.case, m.parameters["batch"]) for m in session.measurements if "batch" in m.parameters]
+    assert found[:3] == [("text_encoder", 2), ("unet", 1), ("vae_decoder", 1)]
+    assert [batch for case, batch in found if case == "growth-batch"] == [1, 4]
+    assert picture_settings(session)["guidance_scale"] == 1
 
 
 def test_the_loop_is_what_lies_between_two_calls_of_the_unet(make: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from edgediffusion.bench import cold_start as cold_start_module
 from edgediffusion.bench.cli import bench
 from edgediffusion.bench.figures import Figure
 from edgediffusion.bench.report import write_json
+from edgediffusion.bench.schema import Results
 from edgediffusion.engines.errors import BundleError, UsageError
 from edgediffusion.runtime.pipeline import BUILTIN
 
@@ -93,6 +95,7 @@ def test_footprint_and_its_environments(
         (["--device", "abacus"], "unknown device 'abacus'; known: cpu, cuda"),
         (["taken", "--random", "sd15"], "--random sd15 and the bundle taken; give one of them"),
         (["--html", "taken"], "html taken exists; name a new file"),
+        (["--batches", "1,no"], "--batches: 'no', wanted 1 or more"),
         (["--rounds", "0"], "--rounds: '0', wanted 1 or more"),
     ],
 )
@@ -133,3 +136,19 @@ def test_as_a_module() -> None:
 def test_what_is_under_way_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.say("run 1 of 2")
     assert tuple(capsys.readouterr()) == ("", "run 1 of 2\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_beside_diffusers(family: str, bundles: Callable[[str], Path], tmp_path: Path) -> None:
+    """The same weights, inputs and noise on both sides: what they draw agrees, with guidance and without."""
+    for scale in ("7.5", "1"):
+        file = tmp_path / f"{scale}.json"
+        cases = ["--cases", "unet,vae_decoder,picture", "--against", "diffusers", "--guidance-scale", scale]
+        few = ["--num-inference-steps", "2", "--rounds", "1", "--cores", "1"]
+        assert bench([str(bundles(family)), *cases, *few, "--device", "cpu", "--json", str(file)]) == 0
+        results = Results.read(file)
+        assert results.skipped == ()
+        assert {m.parameters["of"]: m.median < 0.01 for m in results.of("agreement")} == dict.fromkeys(
+            ("unet", "vae_decoder", "picture"), True
+        )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from edgediffusion.bench import cold_start, pictures
 from edgediffusion.bench.processes import execute
+from edgediffusion.runtime.manifest import Manifest
 from edgediffusion.runtime.metadata import read_parameters
 
 
@@ -35,3 +37,20 @@ def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     commands = pictures.drawing_commands(tmp_path / "bundle", tmp_path, lines.append)
     assert list(commands) == [pictures.OURS]
     assert lines == ["torch, diffusers and transformers are not all installed: compared with nothing"]
+
+
+def test_on_a_gpu_diffusers_draws_there_in_the_precision_of_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "write_checkpoint", lambda *given: None)
+    graph = SimpleNamespace(dtype="float16")
+    monkeypatch.setattr(Manifest, "read", lambda bundle: SimpleNamespace(graphs={"unet": graph}))
+    of = {
+        device: pictures.drawing_commands(tmp_path, tmp_path, lambda line: None, guidance_scale=1, device=device)
+        for device in ("cpu", "cuda")
+    }
+    told = ["a red apple", "20", "1", "0", "theirs.png"]
+    assert of["cuda"][pictures.THEIRS][-8:] == ["checkpoint", "cuda", "float16", *told]
+    assert of["cpu"][pictures.THEIRS][-8:] == ["checkpoint", "cpu", "float32", *told]
+    ours = of["cuda"][pictures.OURS]
+    assert ours[ours.index("--guidance-scale") + 1] == "1"

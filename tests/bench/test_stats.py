@@ -40,7 +40,12 @@ def test_warm_when_three_calls_agree() -> None:
 def test_warming_up_ends_though_calls_never_agree() -> None:
     times = iter([1.0, 2.0] * 50)
     assert len(warm_up(lambda: next(times), most=7)) == 7
-    assert warm_up(lambda: next(times), seconds=2.5) == [2.0, 1.0]
+    assert warm_up(lambda: next(times), seconds=2.5) == [2.0, 1.0, 2.0]
+
+
+def test_a_first_call_that_compiles_is_not_the_last_one_of_the_warm_up() -> None:
+    times = iter([80.0, 0.3, 0.01, 0.01, 0.01, 7.0])
+    assert warm_up(lambda: next(times)) == [80.0, 0.3, 0.01, 0.01, 0.01]
 
 
 def test_the_exponent_of_a_power() -> None:
