@@ -6,7 +6,8 @@ import contextlib
 import functools
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Scratch:
         return Stream()
 
     def at_least(self, size: int) -> DeviceMemory:
-        """It is another one after it has grown, and launches captured before are void."""
+        """It is another one after it has grown, and launches captured before are void. Nobody else may keep it."""
         if self.memory is None or self.memory.size < size:
             self.memory = None  # the old one first
             self.memory = DeviceMemory(size)
@@ -84,7 +85,7 @@ _SCRATCH = Scratch()
 
 
 class Plan:
-    """A plan that was loaded, with a context for each of its profiles."""
+    """A plan that was loaded, with a context for each of its profiles, and the shapes that each was `set_to` last."""
 
     def __init__(self, tensorrt: TensorRT, entry: Entry, model: Path) -> None:
         self.entry = entry
@@ -103,6 +104,7 @@ class Plan:
         if "weight_stripped" in entry.recipe.flags:
             self._refit(model, logger)
         self._contexts: dict[int, Any] = {}
+        self.set_to: dict[int, Shapes] = {}
 
     def _refused(self) -> EngineError:
         told = "; ".join(self.errors[-2:])
@@ -128,10 +130,21 @@ class Plan:
             if context is None:
                 raise OutOfMemory(f"{self.entry.plan}: no context could be made; is the device's memory full?")
             if self.engine.num_optimization_profiles > 1:
-                context.set_optimization_profile_async(profile, int(stream.handle))
+                self.done(context.set_optimization_profile_async(profile, int(stream.handle)))
                 stream.wait()
             self._contexts[profile] = context
         return self._contexts[profile]
+
+    def done(self, well: bool) -> None:
+        """Raise what TensorRT has told since the last failure, where it did not do what it was asked."""
+        if well:
+            return
+        name, told = self.entry.recipe.source.component, "; ".join(self.errors[-2:]) or "it does not say why"
+        full = out_of_memory(self.errors)
+        self.errors.clear()
+        if full:
+            raise OutOfMemory(f"{name}: out of device memory ({told}); take a smaller --size or --batch-size")
+        raise EngineError(f"{name}: TensorRT failed ({told})")
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """What an input or output has in the plan."""
@@ -170,13 +183,15 @@ class _Bucket:
     """One set of input shapes. `sent` are the arrays that were copied to the GPU last, which `arrived` tells of."""
 
     plan: Plan
+    profile: int
+    shapes: Shapes
     context: Any
     inputs: dict[str, Staging]
     outputs: dict[str, Staging]
     sent: dict[str, Array] = field(default_factory=dict)
     arrived: Event = field(default_factory=Event)
     outbox: _Outbox | None = None
-    scratch: DeviceMemory | None = None
+    scratch: Callable[[], DeviceMemory | None] = lambda: None
     launches: Launches | None = None
     calls: int = 0
 
@@ -298,9 +313,10 @@ class PlanRun:
             entry, profile = self._covering(sizes_of(self._spec, feeds))
             plan = self._plan(entry)
         context = plan.context(profile, self._stream)
+        plan.set_to[profile] = shapes
         inputs = {}
         for tensor in self._spec.inputs:
-            context.set_input_shape(tensor.name, feeds[tensor.name].shape)
+            plan.done(context.set_input_shape(tensor.name, feeds[tensor.name].shape))
             inputs[tensor.name] = Staging(feeds[tensor.name].shape, plan.dtype(tensor.name))
         outputs = {
             tensor.name: Staging(tuple(context.get_tensor_shape(tensor.name)), plan.dtype(tensor.name))
@@ -308,7 +324,7 @@ class PlanRun:
         }
         if len(self._kept) >= MAX_KEPT:
             self._kept.pop(next(iter(self._kept)))
-        self._kept[shapes] = _Bucket(plan, context, inputs, outputs)
+        self._kept[shapes] = _Bucket(plan, profile, shapes, context, inputs, outputs)
         return self._kept[shapes]
 
     def _no_profile(self, sizes: Mapping[str, int]) -> NoEngine:
@@ -319,8 +335,9 @@ class PlanRun:
 
     def _launch(self, bucket: _Bucket) -> None:
         memory = _SCRATCH.at_least(self._tensorrt.scratch_size(bucket.plan.engine))
-        if bucket.scratch is not memory:
-            bucket.scratch, bucket.launches, bucket.calls = memory, None, 0
+        # What was captured is void, too, once its context was set to other shapes.
+        if bucket.scratch() is not memory or bucket.plan.set_to[bucket.profile] != bucket.shapes:
+            bucket.scratch, bucket.launches, bucket.calls = weakref.ref(memory), None, 0
         if bucket.launches is None:
             self._prepare(bucket, memory)
             bucket.calls += 1
@@ -336,12 +353,11 @@ class PlanRun:
     def _prepare(self, bucket: _Bucket, memory: DeviceMemory) -> None:
         """A context may have served other shapes since."""
         self._tensorrt.give_scratch(bucket.context, memory.address, memory.size)
+        bucket.plan.set_to[bucket.profile] = bucket.shapes
         for name, staging in bucket.inputs.items():
-            bucket.context.set_input_shape(name, staging.host.shape)
+            bucket.plan.done(bucket.context.set_input_shape(name, staging.host.shape))
         for name, staging in (bucket.inputs | bucket.outputs).items():
-            bucket.context.set_tensor_address(name, staging.device.address)
+            bucket.plan.done(bucket.context.set_tensor_address(name, staging.device.address))
 
     def _enqueue(self, bucket: _Bucket) -> None:
-        if not bucket.context.execute_async_v3(int(self._stream.handle)):
-            told = "; ".join(bucket.plan.errors[-2:])
-            raise EngineError(f"{self._spec.name}: TensorRT failed ({told or 'it does not say why'})")
+        bucket.plan.done(bucket.context.execute_async_v3(int(self._stream.handle)))

@@ -108,7 +108,7 @@ def build_plan(
         lambda: builder.build_serialized_network(network, config), stop if tensorrt.version.has_progress else None
     )
     if plan is None:
-        raise _why_failed(spec.name, logger.errors)
+        raise _why_failed(spec.name, logger.errors, options)
     if options.timing_cache is not None:
         _keep_timings(config, options.timing_cache)
     del parser
@@ -136,11 +136,15 @@ def start(tensorrt: TensorRT, kind: Any, logger: Any) -> Any:
 
     Raises:
         BackendUnavailable: TensorRT does not start here.
+        OutOfMemory: nothing of the device's memory is free.
     """
     try:
         return kind(logger)
     except TypeError:  # what the binding of a C++ function that returns nothing raises
         told = "; ".join(logger.errors[-2:]) or "it does not say why"
+        if "failure with error: 2." in told:  # cudaErrorMemoryAllocation
+            reason = f"{tensorrt.version.label} does not start: out of device memory ({told}); free some of it"
+            raise OutOfMemory(reason) from None
         remedy = "does the NVIDIA driver fit it? see: edgediffusion doctor"
         if "digest" in told.lower():  # its builder takes that of its kernels
             package = f"{tensorrt.backend.replace('_', '-')}=={tensorrt.number}"
@@ -266,13 +270,14 @@ def _in_a_thread(work: Callable[[], Any], stop: threading.Event | None) -> Any:
     return result[0]
 
 
-def _why_failed(name: str, errors: Sequence[str]) -> EngineError:
+def _why_failed(name: str, errors: Sequence[str], options: BuildOptions) -> EngineError:
     told = "; ".join(errors[-3:]) or "it does not say why"
-    if any("insufficient workspace" in error for error in errors):
+    little = any("insufficient workspace" in error for error in errors)
+    if little and options.workspace is not None:
         return EngineError(
             f"{name}: no kernel does with so little memory ({told}); take a larger --workspace, or leave it out"
         )
-    if out_of_memory(errors):
+    if little or out_of_memory(errors):  # the workspace is all of the device's memory unless told
         return OutOfMemory(
             f"{name}: out of device memory while building ({told}); take a smaller --workspace, --batch or --shapes"
         )

@@ -52,6 +52,7 @@ class FakeCuda:
         self.done: list[int] = []  # how much of it ran
         self.events: list[tuple[int, int] | None] = []  # the stream and how much of it
         self.peak = 0
+        self.void: dict[Callable[[], None], Callable[[], bool]] = {}  # launches of a context: whether it was changed
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         def function(*arguments: Any) -> tuple[Any, ...]:
@@ -173,6 +174,7 @@ class FakeCuda:
 
     def _GraphLaunch(self, graph: list[Callable[[], None]], stream: int) -> None:
         for launch in graph:
+            assert not self.void[launch](), "captured, and the context was set to other shapes since"
             self._put(stream, launch)
 
     def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -378,29 +380,34 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.device_memory = 0
         self.failing = False
+        self.changes = 0  # of its shapes
 
-    def set_optimization_profile_async(self, profile: int, stream: int) -> None:
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self.profile = profile
+        return True
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert not self.engine.trt.__version__.startswith("8")
         assert size >= 1000
         self.device_memory = address
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         fixed = self.engine.record["inputs"][name][1]
         assert len(fixed) == len(shape)
         assert all(d in (-1, n) for d, n in zip(fixed, shape, strict=True))
         if -1 in fixed:
             least, _, most = self.engine.record["profiles"][self.profile][name]
             assert all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+        self.changes += self.shapes.get(name) != tuple(shape)
         self.shapes[name] = tuple(shape)
+        return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._compute({n: np.zeros(s, np.float32) for n, s in self.shapes.items()})[name].shape)
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
+        return True
 
     def execute_async_v3(self, stream: int) -> bool:
         cuda, addresses, memory = self.engine.trt.cuda, dict(self.addresses), self.device_memory
@@ -408,6 +415,7 @@ class FakeContext:
         assert self.engine.refitted
         if self.failing:
             return False
+        changes = self.changes
 
         def run() -> None:
             assert memory in cuda.device, "the memory between the layers was freed"
@@ -416,6 +424,7 @@ class FakeContext:
                 cuda.view(addresses[name], value.shape, self._dtype(name))[...] = value
 
         cuda._put(stream, run)
+        cuda.void[run] = lambda: self.changes > changes
         return True
 
     def _dtype(self, name: str) -> np.dtype[Any]:

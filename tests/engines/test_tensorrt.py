@@ -17,11 +17,11 @@ from edgediffusion.engines.profile import Profile
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.store import NoEngine, Store
 from edgediffusion.engines.tensorrt import MAX_KEPT
-from edgediffusion.engines.tensorrt_build import BuildOptions
+from edgediffusion.engines.tensorrt_build import BuildOptions, make_logger
 from edgediffusion.engines.tensorrt_store import EngineBuilding, Job, ensure
 from edgediffusion.engines.tensorrt_versions import load
 
-from .fake_tensorrt import FakeCuda, FakeTensorRT
+from .fake_tensorrt import FakeContext, FakeCuda, FakeTensorRT
 from .test_conformance import MODEL, OFFSET, SPEC, X, Y
 
 Install = Callable[..., FakeTensorRT]
@@ -179,6 +179,63 @@ def test_a_larger_engine_takes_the_place_of_what_was_shared(
         for engine in (second, first, second, first):
             np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
     assert sorted(size for size in cuda.device.values() if size >= 1000) == [2000]
+
+
+def test_what_was_shared_goes_before_something_larger_comes(
+    fake: FakeTensorRT, cuda: FakeCuda, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(model)
+    with open_built(model) as first, open_built(model) as second:
+        first(FEEDS)
+        size = "edgediffusion.engines.tensorrt_versions.TensorRT.scratch_size"
+        monkeypatch.setattr(size, lambda self, engine: 2000)
+        second(FEEDS)
+        assert [size for size in cuda.device.values() if size >= 1000] == [2000]
+    assert cuda.peak < 3000
+
+
+def test_launches_are_captured_again_once_their_context_took_other_shapes(
+    fake: FakeTensorRT, cuda: FakeCuda, model: Path
+) -> None:
+    build(model, Profile.of({"batch": (1, 3, 3)}))
+    with open_built(model) as engine:
+        for batch in (3, 3, 3, 1, 3, 3, 3):
+            np.testing.assert_array_equal(engine({"x": X[:batch], "offset": OFFSET})["y"], Y[:batch])
+        assert cuda.calls.count("cudaStreamBeginCapture") == 2
+        assert cuda.calls.count("cudaGraphLaunch") == 4
+        cuda.fail["cudaMalloc"] = 2
+        with pytest.raises(OutOfMemory):  # after its shapes were set
+            engine({"x": X[:2], "offset": OFFSET})
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+
+
+@pytest.mark.parametrize(
+    "step", ["set_input_shape", "set_tensor_address", "set_optimization_profile_async", "execute_async_v3"]
+)
+def test_what_tensorrt_does_not_do_is_told(
+    step: str, fake: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(model, Profile.of({"batch": 1}), Profile.of({"batch": 3}))
+    logger = make_logger(fake)
+    monkeypatch.setattr("edgediffusion.engines.tensorrt.make_logger", lambda trt: logger)
+    works, told = getattr(FakeContext, step), ""
+
+    def fails(self: FakeContext, *arguments: Any) -> bool:
+        if not told:
+            return bool(works(self, *arguments))
+        logger.log(1, told)
+        return False
+
+    monkeypatch.setattr(FakeContext, step, fails)
+    with open_built(model) as engine:
+        told = "Error Code 1: Cuda Runtime (out of memory)"
+        with pytest.raises(OutOfMemory, match=r"^tiny: out of device memory \(.*\); take a smaller --size or --batch"):
+            engine(FEEDS)
+        told = "Error Code 3: API Usage Error"
+        with pytest.raises(EngineError, match=r"^tiny: TensorRT failed \(Error Code 3: API Usage Error\)$"):
+            engine(FEEDS)
+        told = ""
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
 
 
 def test_constants_are_copied_once(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:

@@ -140,6 +140,8 @@ def test_a_workspace_that_is_too_small(tensorrt: Install) -> None:
         EngineError, match=r"^tiny: no kernel does .* \(4: Could not .*\); take a larger --workspace, or l"
     ):
         build(fake, workspace=1 << 20)
+    with pytest.raises(OutOfMemory, match=r"^tiny: out of device memory while building .*; take a smaller --workspace"):
+        build(fake)  # with all of the device's memory for it
 
 
 def test_a_graph_that_cannot_be_read(tensorrt: Install, tmp_path: Path) -> None:
@@ -211,6 +213,10 @@ def test_tensorrt_that_does_not_start(
 
     monkeypatch.setattr(fake, "Builder", nothing)
     with pytest.raises(BackendUnavailable, match=message):
+        build(fake)
+    told = "CUDA initialization failure with error: 2. Please check your CUDA installation"
+    message = r"^TensorRT 10 does not start: out of device memory \(CUDA init.*installation\); free some of it$"
+    with pytest.raises(OutOfMemory, match=message):
         build(fake)
 
 
