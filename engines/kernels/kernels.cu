@@ -42,7 +42,7 @@ __device__ void add_terms(const Eight *bias, const Eight *embedding, float (&to)
 }
 
 // The pixels of this block's piece, UNROLLED of them at a time: `load(place)` is called for all of these before
-// `use(place, loaded)` is for the first.
+// `use(place, loaded, pixel)` is for the first.
 template <typename Loaded, typename Load, typename Use>
 __device__ void each_pixel(int pixels, int pixels_a_piece, const Load &load, const Use &use) {
   const int first = blockIdx.x * pixels_a_piece, end = min(first + pixels_a_piece, pixels), step = blockDim.y;
@@ -54,7 +54,8 @@ __device__ void each_pixel(int pixels, int pixels_a_piece, const Load &load, con
       if (pixel + i * step < end) loaded[i] = load((picture + pixel + i * step) * blockDim.x + threadIdx.x);
 #pragma unroll
     for (int i = 0; i < UNROLLED; ++i)
-      if (pixel + i * step < end) use((picture + pixel + i * step) * blockDim.x + threadIdx.x, loaded[i]);
+      if (pixel + i * step < end)
+        use((picture + pixel + i * step) * blockDim.x + threadIdx.x, loaded[i], pixel + i * step);
   }
 }
 
@@ -76,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(512) add_and_sum(const Eight *__res
   float terms[WIDTH] = {}, sum[WIDTH] = {}, squares[WIDTH] = {};
   add_terms(bias, embedding, terms);
   const auto load = [&](long long place) { return Pair{x[place], skip == nullptr ? Eight{} : skip[place]}; };
-  each_pixel<Pair>(pixels, pixels_a_piece, load, [&](long long place, const Pair &loaded) {
+  each_pixel<Pair>(pixels, pixels_a_piece, load, [&](long long place, const Pair &loaded, int) {
     float value[WIDTH];
     widen(loaded.x, value);
     add(loaded.skip, value);
@@ -112,6 +113,27 @@ extern "C" __global__ void __launch_bounds__(512) add_and_sum(const Eight *__res
     }
     if (lane == 0) sums[((long long)blockIdx.y * gridDim.x + blockIdx.x) * groups + group] = of_group;
   }
+}
+
+// y = x + bias + skip, where each pixel becomes four: twice as high and wide. x and skip have rows of `width` pixels.
+extern "C" __global__ void __launch_bounds__(512)
+    add_and_double(const Eight *__restrict__ x, const Eight *__restrict__ bias, const Eight *__restrict__ skip,
+                   Eight *__restrict__ y, int pixels, int pixels_a_piece, int width) {
+  float terms[WIDTH] = {};
+  add_terms(bias, nullptr, terms);
+  const auto load = [&](long long place) { return Pair{x[place], skip == nullptr ? Eight{} : skip[place]}; };
+  each_pixel<Pair>(pixels, pixels_a_piece, load, [&](long long, const Pair &loaded, int pixel) {
+    float value[WIDTH];
+    widen(loaded.x, value);
+    add(loaded.skip, value);
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) value[i] += terms[i];
+    const Eight rounded = narrow(value);
+    const long long row = (long long)blockIdx.y * pixels / width + pixel / width;
+    const long long first = (2 * row * 2 * width + 2 * (pixel % width)) * blockDim.x + threadIdx.x;
+    y[first] = y[first + blockDim.x] = rounded;
+    y[first + 2 * width * blockDim.x] = y[first + (2 * width + 1) * blockDim.x] = rounded;
+  });
 }
 
 // y = the group normalisation of total (arXiv:1803.08494), scaled and shifted channel by channel; its SiLU if `silu`.
@@ -157,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(512) normalize(const Eight *__restr
     term[i] = (term[i] - group.x) * factor[i] + shift[channel];
   }
   const auto load = [&](long long place) { return x[place]; };
-  each_pixel<Eight>(pixels, pixels_a_piece, load, [&](long long place, const Eight &loaded) {
+  each_pixel<Eight>(pixels, pixels_a_piece, load, [&](long long place, const Eight &loaded, int) {
     float value[WIDTH];
     widen(loaded, value);
 #pragma unroll
@@ -167,4 +189,70 @@ extern "C" __global__ void __launch_bounds__(512) normalize(const Eight *__restr
     }
     y[place] = narrow(value);
   });
+}
+
+__device__ float over_warp(float value) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+// total = x + bias, and its layer normalisation y (arXiv:1607.06450): (tokens, channels), at most 2048 channels; bias,
+// which may be null, scale, shift: (channels), in float16. A warp takes a token; blockDim = (32, tokens at a time).
+extern "C" __global__ void layer_norm(const Eight *__restrict__ x, const Eight *__restrict__ bias,
+                                      const Eight *__restrict__ scale, const Eight *__restrict__ shift,
+                                      Eight *__restrict__ y, Eight *__restrict__ total, int tokens, int columns,
+                                      float epsilon) {
+  constexpr int MOST = 8;  // eights of channels that a thread holds
+  const int token = blockIdx.x * blockDim.y + threadIdx.y;
+  if (token >= tokens) return;
+  const long long first = (long long)token * columns;
+  float value[MOST][WIDTH], sum = 0.f, squares = 0.f;
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int column = threadIdx.x + 32 * i;
+    if (column >= columns) break;
+    widen(x[first + column], value[i]);
+    if (bias != nullptr) add(bias[column], value[i]);
+    const Eight rounded = narrow(value[i]);
+    total[first + column] = rounded;
+    widen(rounded, value[i]);
+#pragma unroll
+    for (int k = 0; k < WIDTH; ++k) sum += value[i][k];
+  }
+  const float mean = over_warp(sum) / (columns * WIDTH);
+#pragma unroll
+  for (int i = 0; i < MOST; ++i)
+    if (threadIdx.x + 32 * i < columns)
+#pragma unroll
+      for (int k = 0; k < WIDTH; ++k) squares += (value[i][k] - mean) * (value[i][k] - mean);
+  const float factor = rsqrtf(over_warp(squares) / (columns * WIDTH) + epsilon);
+#pragma unroll
+  for (int i = 0; i < MOST; ++i) {
+    const int column = threadIdx.x + 32 * i;
+    if (column >= columns) break;
+    float scales[WIDTH], shifts[WIDTH];
+    widen(scale[column], scales);
+    widen(shift[column], shifts);
+#pragma unroll
+    for (int k = 0; k < WIDTH; ++k) shifts[k] += (value[i][k] - mean) * factor * scales[k];
+    y[first + column] = narrow(shifts);
+  }
+}
+
+// y = left * gelu(right) (arXiv:2002.05202) of the halves of x + bias; x: (tokens, 2 columns), bias: (2 columns).
+extern "C" __global__ void geglu(const Eight *__restrict__ x, const Eight *__restrict__ bias,
+                                      Eight *__restrict__ y, int tokens, int columns) {
+  const long long count = (long long)tokens * columns, step = (long long)gridDim.x * blockDim.x;
+  for (long long place = (long long)blockIdx.x * blockDim.x + threadIdx.x; place < count; place += step) {
+    const int column = place % columns;
+    const long long first = (place - column) * 2 + column;
+    float left[WIDTH], right[WIDTH];
+    widen(x[first], left);
+    widen(x[first + columns], right);
+    add(bias[column], left);
+    add(bias[column + columns], right);
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) left[i] *= right[i] * 0.5f * (1.f + erff(right[i] * 0.70710678f));
+    y[place] = narrow(left);
+  }
 }

@@ -1,13 +1,18 @@
-/* The operators of the domain "edgediffusion" for ONNX Runtime's CUDA provider: they launch the kernels of kernels.cu.
+/* The operators of the domain "edgediffusion" for ONNX Runtime's CUDA provider: they launch the kernels of kernels.cu,
+ * which says what they compute. A "?" marks what may be left out.
  *
- * BiasGroupNorm (x, scale, shift, bias?, embedding?, skip?) -> (y, total?, sums): groups, epsilon, activation.
+ * BiasGroupNorm (x, scale, shift, bias?, embedding?, skip?) -> (y, total?, sums): groups, epsilon, activation (1: SiLU).
  * BiasAdd (x, bias, skip?) -> (total).
+ * BiasUpsample (x, bias, skip?) -> (y), twice as high and wide.
+ * BiasLayerNorm (x, scale, shift, bias?) -> (y, total): epsilon.
+ * BiasGeglu (x, bias) -> (y), half as wide.
  *
- * kernels.cu says what these are; `sums` is memory that BiasGroupNorm works in. Pictures are float16, (pictures, height,
- * width, channels); scale and shift are float32. The kernels come as a cubin, given to `edgediffusion_kernels`.
+ * Pictures are (pictures, height, width, channels) and tokens (pictures, tokens, channels), in float16; scale and shift
+ * of BiasGroupNorm are float32; `sums` is memory that it works in. The kernels come as a cubin, given to
+ * `edgediffusion_kernels`.
  *
- * Neither CUDA nor ONNX Runtime is needed to compile this: the driver is looked up when the first kernel is made, and of
- * ONNX Runtime's C interface what is used is declared below, by place: places are never taken again
+ * Neither CUDA nor ONNX Runtime is needed to compile this: the driver is looked up when the first kernel is launched,
+ * and of ONNX Runtime's C interface what is used is declared below, by place: a place keeps its function for good
  * (onnxruntime_c_api.h). */
 
 #include <dlfcn.h>
@@ -28,7 +33,7 @@ typedef struct {
   const char *(*GetVersionString)(void);
 } OrtApiBase;
 
-enum { API_VERSION = 18, INVALID_ARGUMENT = 2, FAIL = 1, FLOAT = 1, FLOAT16 = 10, REQUIRED = 0, OPTIONAL = 1 };
+enum { API_VERSION = 18, FAIL = 1, INVALID_ARGUMENT = 2, FLOAT = 1, FLOAT16 = 10, REQUIRED = 0, OPTIONAL = 1 };
 
 /* Places in OrtApi. */
 enum {
@@ -43,7 +48,6 @@ enum {
   ATTRIBUTE_FLOAT = 85,
   ATTRIBUTE_INT = 86,
   INPUT_COUNT = 88,
-  OUTPUT_COUNT = 89,
   INPUT = 90,
   OUTPUT = 91,
   RELEASE_SHAPE = 99,
@@ -94,10 +98,13 @@ typedef struct {
   int (*cuDeviceGetAttribute)(int *, int, int);
 } Driver;
 
-enum { MULTIPROCESSORS = 16, WIDTH = 8, THREADS = 512, RANK = 4 };
+enum { ADD_AND_SUM, NORMALIZE, ADD_AND_DOUBLE, LAYER_NORM, GEGLU, KERNELS };
+enum { MULTIPROCESSORS = 16, WIDTH = 8, THREADS = 512, WARP = 32, MAX_RANK = 4 };
 
 static Driver driver;
-static void *cubin, *add_and_sum, *normalize;
+static const void *cubin;
+static void *kernels[KERNELS];
+static int multiprocessors;
 
 /* To be called before a session is made, once: `data`, a cubin of kernels.cu for this GPU. 0, or 1 without memory. */
 int edgediffusion_kernels(const void *data, size_t size) {
@@ -108,118 +115,240 @@ int edgediffusion_kernels(const void *data, size_t size) {
 }
 
 static OrtStatus *find_kernels(const OrtApi *api) {
-  static const char *const names[] = {"cuLibraryLoadData", "cuLibraryGetKernel", "cuLaunchKernel", "cuCtxGetDevice",
-                                      "cuDeviceGetAttribute"};
+  static const char *const functions[] = {"cuLibraryLoadData", "cuLibraryGetKernel", "cuLaunchKernel", "cuCtxGetDevice",
+                                          "cuDeviceGetAttribute"};
+  static const char *const names[KERNELS] = {"add_and_sum", "normalize", "add_and_double", "layer_norm", "geglu"};
   char message[96];
   void *library = NULL, *handle;
-  if (normalize != NULL) return NULL;
+  int device = 0, status;
+  if (multiprocessors != 0) return NULL;
   if (cubin == NULL) return failed(api, FAIL, "edgediffusion's kernels were not given");
   handle = dlopen("libcuda.so.1", RTLD_NOW);
-  for (size_t i = 0; i < sizeof(names) / sizeof(*names); ++i) {
-    void *found = handle == NULL ? NULL : dlsym(handle, names[i]);
+  for (size_t i = 0; i < sizeof(functions) / sizeof(*functions); ++i) {
+    void *found = handle == NULL ? NULL : dlsym(handle, functions[i]);
     if (found == NULL) return failed(api, FAIL, "the NVIDIA driver is missing or older than CUDA 12");
     memcpy((char *)&driver + i * sizeof found, &found, sizeof found);
   }
-  int status = driver.cuLibraryLoadData(&library, cubin, NULL, NULL, 0, NULL, NULL, 0);
-  if (status == 0) status = driver.cuLibraryGetKernel(&add_and_sum, library, "add_and_sum");
-  if (status == 0) status = driver.cuLibraryGetKernel(&normalize, library, "normalize");
+  status = driver.cuLibraryLoadData(&library, cubin, NULL, NULL, 0, NULL, NULL, 0);
+  for (int i = 0; i < KERNELS && status == 0; ++i) status = driver.cuLibraryGetKernel(&kernels[i], library, names[i]);
+  if (status == 0) status = driver.cuCtxGetDevice(&device);
+  if (status == 0) status = driver.cuDeviceGetAttribute(&multiprocessors, MULTIPROCESSORS, device);
   if (status == 0) return NULL;
   snprintf(message, sizeof message, "CUDA cannot load edgediffusion's kernels (status %d)", status);
   return failed(api, FAIL, message);
 }
 
-/* What both operators do. */
+/* What all operators share. */
+
+typedef struct {
+  OrtCustomOp interface;
+  const char *name;
+  const char *inputs, *outputs; /* a letter each: h float16, f float32; H may be left out */
+  int norm, grouped;            /* whether it has epsilon; groups and activation */
+} Operator;
 
 typedef struct {
   const OrtApi *api;
-  int64_t groups, silu; /* groups is 0 for BiasAdd */
+  int64_t groups, silu;
   float epsilon;
 } Kernel;
 
 typedef struct {
-  void *x, *scale, *shift, *bias, *embedding, *skip; /* null where there is none */
-  int64_t shape[RANK];
-} Inputs;
+  int64_t shape[MAX_RANK];
+  size_t rank;
+} Shape;
 
-static OrtStatus *read_shape(const OrtApi *api, const void *value, int64_t *shape) {
+static OrtStatus *read_shape(const OrtApi *api, const void *value, Shape *shape) {
   void *info = NULL;
-  size_t rank = 0;
   TRY(CALL(api, TENSOR_SHAPE, const void *, void **)(value, &info));
-  OrtStatus *status = CALL(api, DIMENSIONS_COUNT, const void *, size_t *)(info, &rank);
-  if (status == NULL && rank == RANK) status = CALL(api, DIMENSIONS, const void *, int64_t *, size_t)(info, shape, rank);
+  OrtStatus *status = CALL(api, DIMENSIONS_COUNT, const void *, size_t *)(info, &shape->rank);
+  int fits = status == NULL && shape->rank > 2 && shape->rank <= MAX_RANK;
+  if (fits) status = CALL(api, DIMENSIONS, const void *, int64_t *, size_t)(info, shape->shape, shape->rank);
   ((void (*)(void *))api->function[RELEASE_SHAPE])(info);
-  if (status == NULL && rank != RANK) return failed(api, INVALID_ARGUMENT, "pictures have 4 dimensions");
+  if (status == NULL && !fits) return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take 3 or 4 dimensions");
   return status;
 }
 
-static OrtStatus *read_inputs(const OrtApi *api, void *context, void *const *places[], size_t wanted, Inputs *inputs) {
+/* The addresses of `most` inputs, null for those that are left out, and the shape of the first. */
+static OrtStatus *read_inputs(const OrtApi *api, void *context, size_t most, void **data, Shape *shape) {
   size_t count = 0;
   TRY(CALL(api, INPUT_COUNT, const void *, size_t *)(context, &count));
-  for (size_t i = 0; i < count && i < wanted; ++i) {
+  for (size_t i = 0; i < most; ++i) {
     const void *value = NULL;
-    TRY(CALL(api, INPUT, const void *, size_t, const void **)(context, i, &value));
+    data[i] = NULL;
+    if (i < count) TRY(CALL(api, INPUT, const void *, size_t, const void **)(context, i, &value));
     if (value == NULL) continue;
-    if (i == 0) TRY(read_shape(api, value, inputs->shape));
-    TRY(CALL(api, TENSOR_DATA, const void *, void **)(value, (void **)places[i]));
+    if (i == 0) TRY(read_shape(api, value, shape));
+    TRY(CALL(api, TENSOR_DATA, const void *, void **)(value, &data[i]));
   }
-  if (inputs->shape[3] % WIDTH != 0 || inputs->shape[3] / WIDTH > THREADS)
-    return failed(api, INVALID_ARGUMENT, "channels are a multiple of 8, at most 4096");
-  return NULL;
+  if (shape->shape[shape->rank - 1] % WIDTH != 0)
+    return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take a multiple of 8 channels");
+  return find_kernels(api);
 }
 
-static OrtStatus *output(const OrtApi *api, void *context, size_t index, const int64_t *shape, size_t rank, void **data) {
+static OrtStatus *output(const OrtApi *api, void *context, size_t index, const Shape *shape, void **data) {
   void *value = NULL;
-  TRY(CALL(api, OUTPUT, void *, size_t, const int64_t *, size_t, void **)(context, index, shape, rank, &value));
+  *data = NULL;
+  TRY(CALL(api, OUTPUT, void *, size_t, const int64_t *, size_t, void **)(context, index, shape->shape, shape->rank,
+                                                                          &value));
   if (value != NULL) TRY(CALL(api, TENSOR_DATA, void *, void **)(value, data));
   return NULL;
 }
 
-/* How a picture is shared out: a block of `columns` x `rows` threads for each of `pieces` of `pixels_a_piece` pixels,
- * one block a multiprocessor. */
 typedef struct {
-  void *stream;
-  int pictures, pixels, columns, rows, pieces, pixels_a_piece;
+  unsigned grid[2], block[2], shared;
 } Launch;
 
-static OrtStatus *plan(const OrtApi *api, void *context, const int64_t *shape, Launch *to) {
-  int device = 0, multiprocessors = 0;
-  TRY(find_kernels(api));
-  TRY(CALL(api, STREAM, const void *, void **)(context, &to->stream));
-  if (driver.cuCtxGetDevice(&device) || driver.cuDeviceGetAttribute(&multiprocessors, MULTIPROCESSORS, device))
-    return failed(api, FAIL, "CUDA does not say how many multiprocessors there are");
-  to->pictures = (int)shape[0];
-  to->pixels = (int)(shape[1] * shape[2]);
-  to->columns = (int)(shape[3] / WIDTH);
-  to->rows = THREADS / to->columns;
-  int most = (to->pixels + to->rows - 1) / to->rows, wanted = multiprocessors / (to->pictures > 0 ? to->pictures : 1);
-  to->pieces = wanted < 1 ? 1 : wanted < most ? wanted : most;
-  to->pixels_a_piece = to->pieces > 0 ? (to->pixels + to->pieces - 1) / to->pieces : 0;
-  return NULL;
-}
-
-static OrtStatus *launch(const OrtApi *api, const Launch *plan, void *kernel, size_t shared, void **arguments) {
+static OrtStatus *launch(const OrtApi *api, void *context, int kernel, const Launch *how, void **arguments) {
   char message[64];
-  int status = driver.cuLaunchKernel(kernel, plan->pieces, plan->pictures, 1, plan->columns, plan->rows, 1,
-                                     (unsigned)shared, plan->stream, arguments, NULL);
+  void *stream = NULL;
+  if (how->grid[0] == 0 || how->grid[1] == 0) return NULL; /* nothing to do */
+  TRY(CALL(api, STREAM, const void *, void **)(context, &stream));
+  int status = driver.cuLaunchKernel(kernels[kernel], how->grid[0], how->grid[1], 1, how->block[0], how->block[1], 1,
+                                     how->shared, stream, arguments, NULL);
   if (status == 0) return NULL;
   snprintf(message, sizeof message, "CUDA cannot launch a kernel (status %d)", status);
   return failed(api, FAIL, message);
 }
 
-static OrtStatus *launch_add_and_sum(const Kernel *kernel, Launch *plan, Inputs *in, void *total, void *sums) {
-  int groups = (int)kernel->groups;
-  size_t shared = sums == NULL ? 0 : (size_t)plan->columns * WIDTH * plan->rows * 2 * sizeof(float);
-  void *arguments[] = {&in->x,       &in->bias,       &in->embedding,          &in->skip, &total, &sums,
-                       &plan->pixels, &plan->pixels_a_piece, &groups};
-  return launch(kernel->api, plan, add_and_sum, shared, arguments);
+/* How pictures are shared out: a block for each of the pieces of a picture, as many blocks as multiprocessors. */
+typedef struct {
+  Launch how;
+  int pixels, pixels_a_piece;
+} Pieces;
+
+static OrtStatus *share_out(const OrtApi *api, const Shape *shape, Pieces *to) {
+  int64_t columns = shape->shape[shape->rank - 1] / WIDTH, pixels = 1;
+  if (columns > THREADS) return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take at most 4096 channels");
+  for (size_t i = 1; i + 1 < shape->rank; ++i) pixels *= shape->shape[i];
+  int rows = THREADS / (int)columns, pictures = (int)shape->shape[0], pieces = pictures ? multiprocessors / pictures : 0;
+  int most = (int)((pixels + rows - 1) / rows);
+  pieces = pieces < 1 ? 1 : pieces < most ? pieces : most;
+  to->pixels = (int)pixels;
+  to->pixels_a_piece = pieces ? (int)((pixels + pieces - 1) / pieces) : 0;
+  to->how = (Launch){{(unsigned)pieces, (unsigned)pictures}, {(unsigned)columns, (unsigned)rows}, 0};
+  return NULL;
 }
+
+/* Each operator. */
+
+static OrtStatus *group_norm(void *made, void *context) {
+  const Kernel *kernel = made;
+  const OrtApi *api = kernel->api;
+  enum { X, SCALE, SHIFT, BIAS, EMBEDDING, SKIP, INPUTS };
+  void *in[INPUTS], *y, *total, *sums, *none = NULL;
+  int groups = (int)kernel->groups, silu = (int)kernel->silu;
+  float epsilon = kernel->epsilon;
+  Shape shape;
+  Pieces pieces;
+  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  TRY(share_out(api, &shape, &pieces));
+  if (groups < 1 || groups > THREADS / 2 || shape.shape[shape.rank - 1] % groups)
+    return failed(api, INVALID_ARGUMENT, "BiasGroupNorm: the groups do not fit the channels");
+  const Shape of_sums = {{shape.shape[0], pieces.how.grid[0], groups, 2}, 4};
+  TRY(output(api, context, 0, &shape, &y));
+  TRY(output(api, context, 1, &shape, &total));
+  TRY(output(api, context, 2, &of_sums, &sums));
+  if (in[SKIP] != NULL && total == NULL)
+    return failed(api, INVALID_ARGUMENT, "BiasGroupNorm: with a skip it has to give the total");
+  void *sum[] = {&in[X],         &in[BIAS],           &in[EMBEDDING],         &in[SKIP], &total,
+                 &sums,          &pieces.pixels,      &pieces.pixels_a_piece, &groups};
+  pieces.how.shared = pieces.how.block[0] * WIDTH * pieces.how.block[1] * 2 * sizeof(float);
+  TRY(launch(api, context, ADD_AND_SUM, &pieces.how, sum));
+  int whole = total != NULL; /* then all is added already */
+  void *norm[] = {whole ? &total : &in[X], whole ? &none : &in[BIAS], whole ? &none : &in[EMBEDDING], &in[SCALE],
+                  &in[SHIFT],              &sums,                     &y,                             &pieces.pixels,
+                  &pieces.pixels_a_piece,  &groups,                   &epsilon,                       &silu};
+  pieces.how.shared = THREADS * 2 * sizeof(float);
+  return launch(api, context, NORMALIZE, &pieces.how, norm);
+}
+
+static OrtStatus *bias_add(void *made, void *context) {
+  const OrtApi *api = ((const Kernel *)made)->api;
+  enum { X, BIAS, SKIP, INPUTS };
+  void *in[INPUTS], *total, *none = NULL;
+  int no_groups = 0;
+  Shape shape;
+  Pieces pieces;
+  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  TRY(share_out(api, &shape, &pieces));
+  TRY(output(api, context, 0, &shape, &total));
+  void *arguments[] = {&in[X], &in[BIAS],      &none,                  &in[SKIP],  &total,
+                       &none,  &pieces.pixels, &pieces.pixels_a_piece, &no_groups};
+  return launch(api, context, ADD_AND_SUM, &pieces.how, arguments);
+}
+
+static OrtStatus *bias_upsample(void *made, void *context) {
+  const OrtApi *api = ((const Kernel *)made)->api;
+  enum { X, BIAS, SKIP, INPUTS };
+  void *in[INPUTS], *y;
+  Shape shape;
+  Pieces pieces;
+  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  TRY(share_out(api, &shape, &pieces));
+  if (shape.rank != 4) return failed(api, INVALID_ARGUMENT, "BiasUpsample takes pictures");
+  int width = (int)shape.shape[2];
+  shape.shape[1] *= 2;
+  shape.shape[2] *= 2;
+  TRY(output(api, context, 0, &shape, &y));
+  void *arguments[] = {&in[X], &in[BIAS], &in[SKIP], &y, &pieces.pixels, &pieces.pixels_a_piece, &width};
+  return launch(api, context, ADD_AND_DOUBLE, &pieces.how, arguments);
+}
+
+/* Tokens and eights of channels. */
+static void count(const Shape *shape, int *tokens, int *columns) {
+  *columns = (int)(shape->shape[shape->rank - 1] / WIDTH);
+  *tokens = 1;
+  for (size_t i = 0; i + 1 < shape->rank; ++i) *tokens *= (int)shape->shape[i];
+}
+
+static OrtStatus *layer_norm(void *made, void *context) {
+  const Kernel *kernel = made;
+  const OrtApi *api = kernel->api;
+  enum { X, SCALE, SHIFT, BIAS, INPUTS };
+  void *in[INPUTS], *y, *total;
+  int tokens, columns;
+  float epsilon = kernel->epsilon;
+  Shape shape;
+  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  count(&shape, &tokens, &columns);
+  if (columns > 8 * WARP) return failed(api, INVALID_ARGUMENT, "BiasLayerNorm takes at most 2048 channels");
+  TRY(output(api, context, 0, &shape, &y));
+  TRY(output(api, context, 1, &shape, &total));
+  const unsigned at_once = 4;
+  const Launch how = {{((unsigned)tokens + at_once - 1) / at_once, 1}, {WARP, at_once}, 0};
+  void *arguments[] = {&in[X], &in[BIAS], &in[SCALE], &in[SHIFT], &y, &total, &tokens, &columns, &epsilon};
+  return launch(api, context, LAYER_NORM, &how, arguments);
+}
+
+static OrtStatus *geglu(void *made, void *context) {
+  const OrtApi *api = ((const Kernel *)made)->api;
+  enum { X, BIAS, INPUTS };
+  void *in[INPUTS], *y;
+  int tokens, columns;
+  Shape shape;
+  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  if (shape.shape[shape.rank - 1] % (2 * WIDTH) != 0)
+    return failed(api, INVALID_ARGUMENT, "BiasGeglu takes a multiple of 16 channels");
+  shape.shape[shape.rank - 1] /= 2;
+  count(&shape, &tokens, &columns);
+  TRY(output(api, context, 0, &shape, &y));
+  const int64_t blocks = ((int64_t)tokens * columns + THREADS - 1) / THREADS, most = 16 * multiprocessors;
+  const Launch how = {{(unsigned)(blocks < most ? blocks : most), 1}, {THREADS, 1}, 0};
+  void *arguments[] = {&in[X], &in[BIAS], &y, &tokens, &columns};
+  return launch(api, context, GEGLU, &how, arguments);
+}
+
+/* What ONNX Runtime asks of an operator. */
+
+#define OF(op) ((const Operator *)(op))
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const void *info, void **to) {
   Kernel made = {api, 0, 0, 0.f};
-  if (op->input_count(op) > 3) {
+  if (OF(op)->norm) TRY(CALL(api, ATTRIBUTE_FLOAT, const void *, const char *, float *)(info, "epsilon", &made.epsilon));
+  if (OF(op)->grouped) {
     TRY(CALL(api, ATTRIBUTE_INT, const void *, const char *, int64_t *)(info, "groups", &made.groups));
     TRY(CALL(api, ATTRIBUTE_INT, const void *, const char *, int64_t *)(info, "activation", &made.silu));
-    TRY(CALL(api, ATTRIBUTE_FLOAT, const void *, const char *, float *)(info, "epsilon", &made.epsilon));
   }
   Kernel *kernel = malloc(sizeof made);
   if (kernel == NULL) return failed(api, FAIL, "no memory for an operator");
@@ -228,70 +357,31 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const void *i
   return NULL;
 }
 
-static OrtStatus *compute_group_norm(void *made, void *context) {
-  Kernel *kernel = made;
-  const OrtApi *api = kernel->api;
-  Inputs in = {0};
-  void *const *places[] = {&in.x, &in.scale, &in.shift, &in.bias, &in.embedding, &in.skip};
-  Launch plan_;
-  void *y = NULL, *total = NULL, *sums = NULL;
-  TRY(read_inputs(api, context, places, 6, &in));
-  int groups = (int)kernel->groups, silu = (int)kernel->silu;
-  if (groups < 1 || groups > 256 || in.shape[3] % groups) return failed(api, INVALID_ARGUMENT, "groups do not fit");
-  TRY(plan(api, context, in.shape, &plan_));
-  const int64_t size[] = {plan_.pictures, plan_.pieces, groups, 2};
-  TRY(output(api, context, 0, in.shape, RANK, &y));
-  TRY(output(api, context, 1, in.shape, RANK, &total));
-  TRY(output(api, context, 2, size, 4, &sums));
-  if (plan_.pictures == 0 || plan_.pixels == 0) return NULL;
-  if (in.skip != NULL && total == NULL) return failed(api, INVALID_ARGUMENT, "with a skip BiasGroupNorm gives the total");
-  TRY(launch_add_and_sum(kernel, &plan_, &in, total, sums));
-  void *none = NULL, **x = total == NULL ? &in.x : &total;
-  void *arguments[] = {x,         total == NULL ? &in.bias : &none,
-                       total == NULL ? &in.embedding : &none, &in.scale, &in.shift, &sums, &y, &plan_.pixels,
-                       &plan_.pixels_a_piece, &groups, &kernel->epsilon, &silu};
-  return launch(api, &plan_, normalize, THREADS * 2 * sizeof(float), arguments);
-}
-
-static OrtStatus *compute_bias_add(void *made, void *context) {
-  Kernel *kernel = made;
-  Inputs in = {0};
-  void *const *places[] = {&in.x, &in.bias, &in.skip};
-  Launch plan_;
-  void *total = NULL;
-  TRY(read_inputs(kernel->api, context, places, 3, &in));
-  TRY(plan(kernel->api, context, in.shape, &plan_));
-  TRY(output(kernel->api, context, 0, in.shape, RANK, &total));
-  if (plan_.pictures == 0 || plan_.pixels == 0) return NULL;
-  return launch_add_and_sum(kernel, &plan_, &in, total, NULL);
-}
-
-/* What they are like. */
-
-static const char *group_norm_name(const OrtCustomOp *op) { return (void)op, "BiasGroupNorm"; }
-static const char *bias_add_name(const OrtCustomOp *op) { return (void)op, "BiasAdd"; }
-static const char *cuda(const OrtCustomOp *op) { return (void)op, "CUDAExecutionProvider"; }
-static size_t one(const OrtCustomOp *op) { return (void)op, 1; }
-static size_t three(const OrtCustomOp *op) { return (void)op, 3; }
-static size_t six(const OrtCustomOp *op) { return (void)op, 6; }
-static int half(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, FLOAT16; }
-static int norm_input(const OrtCustomOp *op, size_t i) { return (void)op, i == 1 || i == 2 ? FLOAT : FLOAT16; }
-static int norm_output(const OrtCustomOp *op, size_t i) { return (void)op, i == 2 ? FLOAT : FLOAT16; }
-static int norm_input_is(const OrtCustomOp *op, size_t i) { return (void)op, i < 3 ? REQUIRED : OPTIONAL; }
-static int norm_output_is(const OrtCustomOp *op, size_t i) { return (void)op, i == 1 ? OPTIONAL : REQUIRED; }
-static int add_input_is(const OrtCustomOp *op, size_t i) { return (void)op, i < 2 ? REQUIRED : OPTIONAL; }
-static int add_output_is(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, REQUIRED; }
+static const char *name(const OrtCustomOp *op) { return OF(op)->name; }
+static const char *provider(const OrtCustomOp *op) { return (void)op, "CUDAExecutionProvider"; }
+static int type(char letter) { return letter == 'f' ? FLOAT : FLOAT16; }
+static int input_type(const OrtCustomOp *op, size_t i) { return type(OF(op)->inputs[i]); }
+static int output_type(const OrtCustomOp *op, size_t i) { return type(OF(op)->outputs[i]); }
+static size_t input_count(const OrtCustomOp *op) { return strlen(OF(op)->inputs); }
+static size_t output_count(const OrtCustomOp *op) { return strlen(OF(op)->outputs); }
+static int input_is(const OrtCustomOp *op, size_t i) { return OF(op)->inputs[i] == 'H' ? OPTIONAL : REQUIRED; }
+static int output_is(const OrtCustomOp *op, size_t i) { return OF(op)->outputs[i] == 'H' ? OPTIONAL : REQUIRED; }
 static int on_device(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, 0; }
 static int no(const OrtCustomOp *op) { return (void)op, 0; }
 
-static const OrtCustomOp operators[] = {
-    {.version = API_VERSION, .name = group_norm_name, .provider = cuda, .input_type = norm_input, .input_count = six,
-     .output_type = norm_output, .output_count = three, .destroy = free, .input_is = norm_input_is,
-     .output_is = norm_output_is, .input_memory = on_device, .variadic = {no, no, no, no}, .create = create,
-     .compute = compute_group_norm},
-    {.version = API_VERSION, .name = bias_add_name, .provider = cuda, .input_type = half, .input_count = three,
-     .output_type = half, .output_count = one, .destroy = free, .input_is = add_input_is, .output_is = add_output_is,
-     .input_memory = on_device, .variadic = {no, no, no, no}, .create = create, .compute = compute_bias_add},
+#define OPERATOR(compute_, ...)                                                                                       \
+  {{.version = API_VERSION,         .name = name,               .provider = provider,       .input_type = input_type, \
+    .input_count = input_count,     .output_type = output_type, .output_count = output_count, .destroy = free,        \
+    .input_is = input_is,           .output_is = output_is,     .input_memory = on_device,                            \
+    .variadic = {no, no, no, no},   .create = create,           .compute = compute_},                                 \
+   __VA_ARGS__}
+
+static const Operator operators[] = {
+    OPERATOR(group_norm, "BiasGroupNorm", "hffHHH", "hHf", 1, 1),
+    OPERATOR(bias_add, "BiasAdd", "hhH", "h", 0, 0),
+    OPERATOR(bias_upsample, "BiasUpsample", "hhH", "h", 0, 0),
+    OPERATOR(layer_norm, "BiasLayerNorm", "hhhH", "hh", 1, 0),
+    OPERATOR(geglu, "BiasGeglu", "hh", "h", 0, 0),
 };
 
 /* What ONNX Runtime calls when it is told of this library. */
@@ -301,7 +391,7 @@ OrtStatus *RegisterCustomOps(void *options, const OrtApiBase *base) {
   if (domain == NULL) {
     TRY(CALL(api, CREATE_DOMAIN, const char *, void **)("edgediffusion", &domain));
     for (size_t i = 0; i < sizeof(operators) / sizeof(*operators); ++i)
-      TRY(CALL(api, DOMAIN_ADD, void *, const OrtCustomOp *)(domain, &operators[i]));
+      TRY(CALL(api, DOMAIN_ADD, void *, const OrtCustomOp *)(domain, &operators[i].interface));
   }
   return CALL(api, ADD_DOMAIN, void *, void *)(options, domain);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +34,33 @@ SIZES = [
 ]
 
 
-def model(op_type: str, terms: tuple[str, ...], groups: int, *, total: bool, silu: bool) -> bytes:
-    """One of our operators, with these of `TERMS`."""
+INPUTS = {
+    "BiasGroupNorm": ("x", "scale", "shift", *TERMS),
+    "BiasAdd": ("x", "bias", "skip"),
+    "BiasUpsample": ("x", "bias", "skip"),
+    "BiasLayerNorm": ("x", "scale", "shift", "bias"),
+    "BiasGeglu": ("x", "bias"),
+}
+
+
+def model(op_type: str, given: Iterable[str], results: Iterable[str], **attributes: float) -> bytes:
+    """One of our operators, with these of its inputs and results; the others are left out."""
     helper, half, full = onnx.helper, onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
-    types = {"x": half, "scale": full, "shift": full} | dict.fromkeys(TERMS, half)
-    names = ("x", "scale", "shift", *TERMS) if op_type == "BiasGroupNorm" else ("x", "bias", "skip")
-    given = [name if name in (*terms, "x", "scale", "shift") else "" for name in names]
-    results = ["y", "total" if total else "", "sums"] if op_type == "BiasGroupNorm" else ["y"]
-    attributes = {"groups": groups, "epsilon": EPSILON, "activation": int(silu)} if op_type == "BiasGroupNorm" else {}
-    node = helper.make_node(op_type, given, results, domain="edgediffusion", **attributes)
-    inputs = [helper.make_tensor_value_info(name, types[name], None) for name in given if name]
-    outputs = [helper.make_tensor_value_info(name, half, None) for name in results if name and name != "sums"]
+    types = dict.fromkeys(("scale", "shift"), full if op_type == "BiasGroupNorm" else half)
+    names = [name if name in given else "" for name in INPUTS[op_type]]
+    node = helper.make_node(op_type, names, list(results), domain="edgediffusion", **attributes)
+    inputs = [helper.make_tensor_value_info(name, types.get(name, half), None) for name in names if name]
+    outputs = [helper.make_tensor_value_info(name, half, None) for name in results if name not in ("", "sums")]
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("edgediffusion", 1)]
     graph = helper.make_graph([node], "g", inputs, outputs)
     encoded: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
     return encoded
+
+
+def group_norm(given: Iterable[str], groups: int, *, total: bool, silu: bool) -> bytes:
+    """Of a BiasGroupNorm."""
+    results = "y", "total" if total else "", "sums"
+    return model("BiasGroupNorm", given, results, groups=groups, epsilon=EPSILON, activation=int(silu))
 
 
 def with_library() -> onnxruntime.SessionOptions:
@@ -57,17 +71,24 @@ def with_library() -> onnxruntime.SessionOptions:
     return options
 
 
-@pytest.mark.parametrize("terms", [(), ("bias",), TERMS])
-def test_onnx_runtime_knows_them(terms: tuple[str, ...]) -> None:
-    """It finds their schema, and that they are not for the CPU."""
-    encoded = model("BiasGroupNorm", terms, 2, total=True, silu=False)
-    with pytest.raises(Exception, match=r"NOT_IMPLEMENTED.*BiasGroupNorm"):
+NEEDED = {"BiasGroupNorm": 3, "BiasAdd": 2, "BiasUpsample": 2, "BiasLayerNorm": 3, "BiasGeglu": 2}
+RESULTS = {"BiasGroupNorm": ("y", "total", "sums"), "BiasLayerNorm": ("y", "total")}
+
+
+@pytest.mark.parametrize("op_type", INPUTS)
+@pytest.mark.parametrize("whole", [True, False])
+def test_onnx_runtime_knows_them(op_type: str, whole: bool) -> None:
+    """It finds their schema, with all inputs or those that are needed, and that they are not for the CPU."""
+    inputs = INPUTS[op_type][: None if whole else NEEDED[op_type]]
+    encoded = model(op_type, inputs, RESULTS.get(op_type, ("y",)))
+    with pytest.raises(Exception, match=rf"NOT_IMPLEMENTED.*{op_type}"):
         onnxruntime.InferenceSession(encoded, with_library(), providers=["CPUExecutionProvider"])
 
 
-def test_it_refuses_them_with_other_inputs() -> None:
-    encoded = model("BiasAdd", ("skip",), 0, total=True, silu=False)
-    with pytest.raises(Exception, match=r"Input1|input 1|single"):
+@pytest.mark.parametrize("op_type", INPUTS)
+def test_it_refuses_them_without_what_they_need(op_type: str) -> None:
+    encoded = model(op_type, INPUTS[op_type][: NEEDED[op_type] - 1], RESULTS.get(op_type, ("y",)))
+    with pytest.raises(Exception, match=rf"{op_type}.*input {NEEDED[op_type] - 1} is marked single"):
         onnxruntime.InferenceSession(encoded, with_library(), providers=["CPUExecutionProvider"])
 
 
@@ -136,25 +157,54 @@ def expected(given: dict[str, Array], groups: int, *, silu: bool) -> tuple[Array
 TOLERANCE = 2e-3
 
 
+def agree(result: Array, wanted: Array) -> None:
+    assert result.shape == wanted.shape
+    assert np.abs(result - wanted).max() < TOLERANCE * np.abs(wanted).max()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("shape", "groups"), SIZES)
 @pytest.mark.parametrize("terms", [(), ("bias",), ("bias", "embedding"), ("bias", "skip"), TERMS])
-def test_a_norm_on_the_gpu(shape: tuple[int, ...], groups: int, terms: tuple[str, ...]) -> None:
+def test_a_group_norm(shape: tuple[int, ...], groups: int, terms: tuple[str, ...]) -> None:
     given = {name: array for name, array in values(shape).items() if name not in TERMS or name in terms}
     silu, with_total = len(terms) % 2 == 0, "skip" in terms or terms == ("bias",)
-    y, *totals = on_gpu(model("BiasGroupNorm", terms, groups, total=with_total, silu=silu), given)
+    y, *totals = on_gpu(group_norm(given, groups, total=with_total, silu=silu), given)
     total, wanted = expected(given, groups, silu=silu)
-    assert np.abs(y - wanted).max() < TOLERANCE * np.abs(wanted).max()
+    agree(y, wanted)
     for one in totals:
-        assert np.abs(one - total).max() < TOLERANCE * np.abs(total).max()
+        agree(one, total)
     assert len(totals) == with_total
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [shape for shape, _ in SIZES])
+@pytest.mark.parametrize("shape", [*(shape for shape, _ in SIZES), (2, 77, 320)])
 @pytest.mark.parametrize("terms", [("bias",), ("bias", "skip")])
-def test_a_sum_on_the_gpu(shape: tuple[int, ...], terms: tuple[str, ...]) -> None:
+def test_a_sum(shape: tuple[int, ...], terms: tuple[str, ...]) -> None:
     given = {name: array for name, array in values(shape).items() if name in ("x", *terms)}
-    (total,) = on_gpu(model("BiasAdd", terms, 0, total=True, silu=False), given)
-    wanted = sum(np.float64(array) for array in given.values())
-    assert np.abs(total - wanted).max() < TOLERANCE * np.abs(wanted).max()
+    wanted: Any = sum(np.float64(array) for array in given.values())
+    agree(on_gpu(model("BiasAdd", given, ["y"]), given)[0], wanted)
+    if len(shape) == 4:
+        agree(on_gpu(model("BiasUpsample", given, ["y"]), given)[0], wanted.repeat(2, 1).repeat(2, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2, 4096, 320), (2, 64, 1280), (1, 3, 8), (3, 5, 2048), (1, 1, 264)])
+@pytest.mark.parametrize("terms", [(), ("bias",)])
+def test_a_layer_norm(shape: tuple[int, ...], terms: tuple[str, ...]) -> None:
+    given = {
+        name: array.astype(np.float16) for name, array in values(shape).items() if name not in TERMS or name in terms
+    }
+    y, total = on_gpu(model("BiasLayerNorm", given, ["y", "total"], epsilon=EPSILON), given)
+    whole: Any = np.float64(given["x"]) + given.get("bias", 0)
+    mean, variance = whole.mean(-1, keepdims=True), whole.var(-1, keepdims=True)
+    agree(total, whole)
+    agree(y, (whole - mean) / np.sqrt(variance + EPSILON) * given["scale"] + given["shift"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2, 4096, 2560), (2, 64, 10240), (1, 3, 16), (3, 5, 48)])
+def test_a_gated_gelu(shape: tuple[int, ...]) -> None:
+    given = {name: array for name, array in values(shape).items() if name in ("x", "bias")}
+    left, right = np.split(np.float64(given["x"]) + given["bias"], 2, axis=-1)
+    erf = np.vectorize(math.erf)(right / math.sqrt(2))
+    agree(on_gpu(model("BiasGeglu", given, ["y"]), given)[0], left * right * (1 + erf) / 2)

@@ -19,6 +19,7 @@ from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.export.families import Sample
 from edgediffusion.export.passes.cuda import to_cuda_dialect
+from edgediffusion.export.passes.cuda.own_kernels import to_own_kernels
 from edgediffusion.export.to_onnx import quiet, to_onnx
 
 SPEC = GraphSpec(
@@ -90,7 +91,8 @@ def test_gelu_is_written_as_backends_fuse_it(approximate: str, fused: bool, tmp_
         wanted = module(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(session.run(None, {"x": x})[0], wanted, atol=1e-5)
     assert ("Gelu" in {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}) == fused
-    assert to_cuda_dialect(model)[1]["BiasSplitGelu"] == fused
+    dialect, changed = to_cuda_dialect(model)
+    assert changed["BiasSplitGelu"] == to_own_kernels(dialect)[1]["BiasGeglu"] == fused
 
 
 class Undecomposed(nn.Module):

@@ -19,11 +19,13 @@ from .joined_layers import join_layers
 from .multi_head_attention import fuse_multi_head_attention
 from .skip_group_norm import fuse_skip_group_norm
 from .skip_layer_norm import fuse_skip_layer_norm
+from .wider_kernels import widen_kernels
 
 # The operator that a pass makes, and the pass; the later ones build on what the earlier ones made.
 PASSES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "MultiHeadAttention": fuse_multi_head_attention,
     "GroupNorm": fuse_group_norm,
+    "Gather": widen_kernels,
     "NhwcConv": to_channels_last,
     "BiasSplitGelu": fuse_bias_split_gelu,
     "SkipLayerNormalization": fuse_skip_layer_norm,

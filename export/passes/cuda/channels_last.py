@@ -124,7 +124,7 @@ class _Layout:
             return False
         result = self._declare(node.output[0])
         new = helper.make_node("Resize", [self._to_last(source), region, *factors], [result], result, **axes)
-        self._emit(with_attributes(new, node, without="axes"))
+        self._emit(with_attributes(new, node, without=["axes"]))
         return True
 
     def _shape(self, node: onnx.NodeProto) -> bool:

@@ -1,8 +1,9 @@
-"""Our own operators (`engines/kernels`) for group norms and for the biases of convolutions."""
+"""Our own operators (`engines/kernels`), for what moves more bytes than it computes: norms, sums and biases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 
 import onnx
 from onnx import TensorProto, helper
@@ -12,7 +13,8 @@ from ..graph import attribute
 from .rewriter import Rewriter, with_attributes
 
 OWN_DOMAIN = "edgediffusion"
-CHANNELS, MAX_CHANNELS = 8, 4096  # the kernels take multiples of the one, up to the other
+CHANNELS, MAX_CHANNELS = 8, 4096  # the kernels take multiples of the one, up to the other,
+MAX_TOKEN_CHANNELS = 2048  # or, in a layer normalisation, up to this
 BIAS = 3  # the first of what BiasGroupNorm adds: bias, embedding, skip
 
 
@@ -39,7 +41,7 @@ def replace_group_norms(model: onnx.ModelProto) -> onnx.ModelProto:
         inputs = [*norm.input[:BIAS], "", embedding, "" if embedding else skip]
         graph.replace(
             [norm],
-            [with_attributes(_own("BiasGroupNorm", inputs, [y, total, f"{y}/sums"]), norm, without="channels_last")],
+            [with_attributes(_own("BiasGroupNorm", inputs, [y, total, f"{y}/sums"]), norm, without=["channels_last"])],
         )
     return graph.result()
 
@@ -48,18 +50,81 @@ def move_biases(model: onnx.ModelProto) -> onnx.ModelProto:
     """The bias of a convolution goes to the norm or the sum that reads the result, which adds it on the way.
 
     The provider adds it in a launch of its own, which reads and writes all of the result. So does BiasAdd, where
-    nothing else takes it, but faster.
+    nothing else takes it, but faster. Where the bias of a linear layer and a skip are added, BiasAdd adds both.
     """
     graph = _Graph(model)
     for conv in graph.of_type("NhwcConv"):
         if len(conv.input) > 2 and graph.fits(conv.input[0], graph.initializers.get(conv.input[2])):
             _move_bias(graph, conv)
+    for biased in graph.of_type("Add"):
+        bias, total = biased.input[1], graph.only_reader(biased.output[0], "Add")
+        if total is None or graph.maker(biased.input[0], "FusedMatMul") is None:
+            continue
+        skip = _added(graph, total, biased.output[0])
+        if skip is not None and graph.fits(biased.input[0], graph.initializers.get(bias)):
+            graph.replace([biased, total], [_own("BiasAdd", [biased.input[0], bias, skip], total.output)])
+    return graph.result()
+
+
+def fuse_upsample(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A sum that is only read to be made twice as high and wide is written so."""
+    graph = _Graph(model)
+    for total in graph.of_type("BiasAdd"):
+        resize = graph.only_reader(total.output[0], "Resize")
+        scales = None if resize is None else graph.constant(resize.input[2])
+        if resize is not None and scales is not None and scales.tolist() == [1, 2, 2, 1]:
+            assert attribute(resize, "mode") == b"nearest"
+            graph.replace([total, resize], [_own("BiasUpsample", list(total.input), resize.output)])
+    return graph.result()
+
+
+def fuse_layer_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """BiasLayerNorm takes the bias along that a linear layer or a convolution before it adds, and gives the sum."""
+    graph = _Graph(model)
+    for norm in graph.of_type("LayerNormalization"):
+        tokens, scale, *shift = norm.input
+        if not shift or not graph.fits(tokens, graph.initializers.get(scale), most=MAX_TOKEN_CHANNELS):
+            continue
+        if (add := graph.maker(tokens, "Add")) is not None and add.input[1] in graph.initializers:
+            plain, bias = add.input
+        elif (moved := _bias_before(graph, tokens)) is not None:
+            reshape, add = moved
+            for reader in graph.readers(add.output[0]):
+                reader.input[0] = add.input[0]
+            reshape.output[0] = plain = f"{tokens}/without_bias"
+            bias = add.input[1]
+        else:
+            continue
+        new = _own("BiasLayerNorm", [plain, scale, *shift, bias], [norm.output[0], tokens])
+        graph.replace([add, norm], [with_attributes(new, norm, without=["axis", "stash_type"])])
+    return graph.result()
+
+
+def _bias_before(graph: _Graph, tokens: str) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    """The Reshape that makes `tokens` of a picture, and the BiasAdd of that picture, which nothing else takes."""
+    reshape = graph.maker(tokens, "Reshape")
+    add = None if reshape is None else graph.maker(reshape.input[0], "BiasAdd")
+    if reshape is None or add is None or len(add.input) > 2:
+        return None
+    others = [node for node in graph.readers(add.output[0]) if node.op_type != "Shape"]
+    return (reshape, add) if others == [reshape] else None
+
+
+def replace_bias_split_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
+    """BiasSplitGelu becomes BiasGeglu, which reads and writes at the rate of the memory, not at half of it."""
+    graph = _Graph(model)
+    for gelu in graph.of_type("BiasSplitGelu"):
+        if graph.fits(gelu.input[0], graph.initializers.get(gelu.input[1]), multiple=2 * CHANNELS, most=sys.maxsize):
+            graph.replace([gelu], [_own("BiasGeglu", list(gelu.input), gelu.output)])
     return graph.result()
 
 
 PASSES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "BiasGroupNorm": replace_group_norms,
     "BiasAdd": move_biases,
+    "BiasUpsample": fuse_upsample,
+    "BiasLayerNorm": fuse_layer_norm,
+    "BiasGeglu": replace_bias_split_gelu,
 }
 
 
@@ -74,11 +139,13 @@ class _Graph(Rewriter):
             if follows or attribute(node, "to") == TensorProto.FLOAT:
                 self._wide.update(node.output)
 
-    def fits(self, picture: str, weight: tuple[int, ...] | None) -> bool:
-        """Whether the kernels take a `picture` in float16 and a `weight` with an entry for each of its channels."""
-        if picture in self._wide or weight is None:
+    def fits(
+        self, value: str, weight: tuple[int, ...] | None, *, multiple: int = CHANNELS, most: int = MAX_CHANNELS
+    ) -> bool:
+        """Whether the kernels take a `value` in float16 and a `weight` with an entry for each of its channels."""
+        if value in self._wide or weight is None:
             return False
-        return weight[0] % CHANNELS == 0 and weight[0] <= MAX_CHANNELS
+        return weight[0] % multiple == 0 and weight[0] <= most
 
     def result(self) -> onnx.ModelProto:
         """The rewritten model."""
@@ -136,6 +203,7 @@ def _added(graph: _Graph, reader: onnx.NodeProto, value: str) -> str | None:
     return other if alike else None
 
 
-def _own(op_type: str, inputs: list[str], results: list[str]) -> onnx.NodeProto:
+def _own(op_type: str, inputs: list[str], results: Iterable[str]) -> onnx.NodeProto:
+    results = list(results)
     node: onnx.NodeProto = helper.make_node(op_type, inputs, results, f"{results[0]}/{op_type}", domain=OWN_DOMAIN)
     return node

@@ -114,7 +114,22 @@ _FUNCTIONS = (
 )
 
 
-_OWN = {"BiasGroupNorm": ("x", "gamma", "beta", "bias", "embedding", "skip"), "BiasAdd": ("x", "bias", "skip")}
+_OWN = {
+    "BiasGroupNorm": ("x", "gamma", "beta", "bias", "embedding", "skip"),
+    "BiasAdd": ("x", "bias", "skip"),
+    "BiasUpsample": ("x", "bias", "skip"),
+    "BiasLayerNorm": ("x", "gamma", "beta", "bias"),
+}
+_OWN_BODIES = {
+    "BiasGroupNorm": f"<groups, epsilon, activation> (%s) => (y, total, sums) {{ %s {_NORM} sums = Identity (gamma) }}",
+    "BiasAdd": "(%s) => (total) { %s }",
+    "BiasUpsample": """(%s) => (y) { %s
+    scales = Constant <value_floats: floats = [1.0, 2.0, 2.0, 1.0]> ()
+    y = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">
+        (total, , scales) }""",
+    "BiasLayerNorm": """<epsilon> (%s) => (y, total) { %s
+    y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (total, gamma, beta) }""",
+}
 
 
 def _own_function(name: str, op_type: str, given: list[str]) -> str:
@@ -124,13 +139,7 @@ def _own_function(name: str, op_type: str, given: list[str]) -> str:
         if term not in ("x", "gamma", "beta"):
             lines.append(f"with_{term} = Add ({total}, {term})")
             total = f"with_{term}"
-    body = "\n    ".join([*lines, f"total = Identity ({total})"])
-    if op_type == "BiasAdd":
-        return f"{name} ({', '.join(given)}) => (total) {{\n    {body} }}"
-    return f"""{name} <groups, epsilon, activation> ({", ".join(given)}) => (y, total, sums) {{
-    {body}
-    {_NORM}
-    sums = Identity (gamma) }}"""
+    return f"{name} {_OWN_BODIES[op_type]}" % (", ".join(given), "\n".join([*lines, f"total = Identity ({total})"]))
 
 
 def to_portable(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -142,12 +151,16 @@ def to_portable(model: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(model)
     functions = list(_FUNCTIONS)
     for node in result.graph.node:
-        if node.domain == OWN_DOMAIN:  # a function has no optional inputs, so each choice of them is one
+        if node.op_type in _OWN:  # a function has no optional inputs, so each choice of them is one
             given = [term for term, value in zip(_OWN[node.op_type], node.input, strict=False) if value]
             name = "_".join([node.op_type, *given])
             functions.append(_own_function(name, node.op_type, given))
-            node.op_type, node.domain = name, DOMAIN
+            node.op_type = name
             node.input[:] = [value for value in node.input if value]
+        if node.op_type == "BiasGeglu":
+            node.op_type = "BiasSplitGelu"
+        if node.domain == OWN_DOMAIN:
+            node.domain = DOMAIN
         if node.op_type == "SkipLayerNormalization" and len(node.input) == 5:
             node.op_type = "BiasSkipLayerNormalization"  # a function has no optional terms
     (opset,) = (imported.version for imported in model.opset_import if not imported.domain)

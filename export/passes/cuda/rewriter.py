@@ -123,9 +123,9 @@ def fused(op_type: str, inputs: Iterable[str], results: Iterable[str], **attribu
     return node
 
 
-def with_attributes(node: onnx.NodeProto, source: onnx.NodeProto, *, without: str = "") -> onnx.NodeProto:
-    """`node` with the attributes of `source` but one."""
-    node.attribute.extend(entry for entry in source.attribute if entry.name != without)
+def with_attributes(node: onnx.NodeProto, source: onnx.NodeProto, *, without: Iterable[str] = ()) -> onnx.NodeProto:
+    """`node` with the attributes of `source` but those named."""
+    node.attribute.extend(entry for entry in source.attribute if entry.name not in without)
     return node
 
 
