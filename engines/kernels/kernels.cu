@@ -36,26 +36,24 @@ __device__ void add(const Eight &terms, float (&to)[WIDTH]) {
 }
 
 // What is the same for all pixels of a picture: bias (channels), and embedding (pictures, channels); null is zero.
-__device__ void add_terms(const Eight *bias, const Eight *embedding, float (&to)[WIDTH]) {
-  if (bias != nullptr) add(bias[threadIdx.x], to);
-  if (embedding != nullptr) add(embedding[(long long)blockIdx.y * blockDim.x + threadIdx.x], to);
+__device__ void add_terms(const Eight *bias, const Eight *embedding, int column, int columns, float (&to)[WIDTH]) {
+  if (bias != nullptr) add(bias[column], to);
+  if (embedding != nullptr) add(embedding[(long long)blockIdx.y * columns + column], to);
 }
 
-// The pixels of this block's piece, UNROLLED of them at a time: `load(place)` is called for all of these before
-// `use(place, loaded, pixel)` is for the first.
+// This thread's pixels of those from `first` to `end`, UNROLLED of them at a time: `load(pixel)` is called for all of
+// these before `use(pixel, loaded)` is for the first.
 template <typename Loaded, typename Load, typename Use>
-__device__ void each_pixel(int pixels, int pixels_a_piece, const Load &load, const Use &use) {
-  const int first = blockIdx.x * pixels_a_piece, end = min(first + pixels_a_piece, pixels), step = blockDim.y;
-  const long long picture = (long long)blockIdx.y * pixels;
+__device__ void each_pixel(int first, int end, const Load &load, const Use &use) {
+  const int step = blockDim.y;
   for (int pixel = first + threadIdx.y; pixel < end; pixel += UNROLLED * step) {
     Loaded loaded[UNROLLED];
 #pragma unroll
     for (int i = 0; i < UNROLLED; ++i)
-      if (pixel + i * step < end) loaded[i] = load((picture + pixel + i * step) * blockDim.x + threadIdx.x);
+      if (pixel + i * step < end) loaded[i] = load(pixel + i * step);
 #pragma unroll
     for (int i = 0; i < UNROLLED; ++i)
-      if (pixel + i * step < end)
-        use((picture + pixel + i * step) * blockDim.x + threadIdx.x, loaded[i], pixel + i * step);
+      if (pixel + i * step < end) use(pixel + i * step, loaded[i]);
   }
 }
 
@@ -63,76 +61,120 @@ struct Pair {
   Eight x, skip;
 };
 
-// total = x + bias + embedding + skip, and what a group normalisation of it has to know.
-//
-// x, skip, total: (pictures, pixels, channels); bias: (channels); embedding: (pictures, channels). All but x may be null.
-// sums: (pictures, pieces, groups), of the values and of their squares over a piece of `pixels_a_piece` pixels; null if
-// they are not wanted. Shared memory: a float2 for each channel and pixel at a time.
-extern "C" __global__ void __launch_bounds__(512) add_and_sum(const Eight *__restrict__ x, const Eight *__restrict__ bias,
-                                       const Eight *__restrict__ embedding, const Eight *__restrict__ skip,
-                                       Eight *__restrict__ total, float2 *__restrict__ sums, int pixels,
-                                       int pixels_a_piece, int groups) {
-  extern __shared__ float2 shared[];
-  const int columns = blockDim.x, column = threadIdx.x;
-  float terms[WIDTH] = {}, sum[WIDTH] = {}, squares[WIDTH] = {};
-  add_terms(bias, embedding, terms);
-  const auto load = [&](long long place) { return Pair{x[place], skip == nullptr ? Eight{} : skip[place]}; };
-  each_pixel<Pair>(pixels, pixels_a_piece, load, [&](long long place, const Pair &loaded, int) {
-    float value[WIDTH];
-    widen(loaded.x, value);
-    add(loaded.skip, value);
-#pragma unroll
-    for (int i = 0; i < WIDTH; ++i) value[i] += terms[i];
-    if (total != nullptr) {
-      total[place] = narrow(value);
-      widen(narrow(value), value);
-    }
-#pragma unroll
-    for (int i = 0; i < WIDTH; ++i) {
-      sum[i] += value[i];
-      squares[i] += value[i] * value[i];
-    }
-  });
-  if (sums == nullptr) return;
-  const int channels = columns * WIDTH, channels_a_group = channels / groups;
+__device__ float over_warp(float value) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+// The sums of each group over all threads of the block: `keep(group, (of values, of squares))` is called for each, by
+// one thread. `shared` has room for eight of them from each thread.
+template <typename Keep>
+__device__ void sum_groups(const float (&sum)[WIDTH], const float (&squares)[WIDTH], float2 *shared,
+                           int channels_a_group, const Keep &keep) {
+  const int columns = blockDim.x, channels = columns * WIDTH, groups = channels / channels_a_group;
 #pragma unroll
   for (int i = 0; i < WIDTH; ++i)
-    shared[threadIdx.y * channels + column * WIDTH + i] = make_float2(sum[i], squares[i]);
+    shared[threadIdx.y * channels + threadIdx.x * WIDTH + i] = make_float2(sum[i], squares[i]);
   __syncthreads();
-  const int thread = threadIdx.y * columns + column, lane = thread % 32, warps = columns * blockDim.y / 32;
-  for (int group = thread / 32; group < groups && thread / 32 < warps; group += warps) {
+  const int thread = threadIdx.y * columns + threadIdx.x, lane = thread % 32, warps = columns * blockDim.y / 32;
+  if (thread / 32 == warps) return;  // what is left over is no whole warp
+  for (int group = thread / 32; group < groups; group += warps) {
     float2 of_group = make_float2(0.f, 0.f);
     for (int i = lane; i < channels_a_group * (int)blockDim.y; i += 32) {
       const float2 one = shared[i / channels_a_group * channels + group * channels_a_group + i % channels_a_group];
       of_group.x += one.x;
       of_group.y += one.y;
     }
-    for (int step = 16; step > 0; step /= 2) {
-      of_group.x += __shfl_xor_sync(~0u, of_group.x, step);
-      of_group.y += __shfl_xor_sync(~0u, of_group.y, step);
-    }
-    if (lane == 0) sums[((long long)blockIdx.y * gridDim.x + blockIdx.x) * groups + group] = of_group;
+    of_group = make_float2(over_warp(of_group.x), over_warp(of_group.y));
+    if (lane == 0) keep(group, of_group);
   }
+}
+
+// Mean, and one over the standard deviation.
+__device__ float2 moments(const float2 &sums, float count, float epsilon) {
+  const float mean = sums.x / count;
+  return make_float2(mean, rsqrtf(fmaxf(sums.y / count - mean * mean, 0.f) + epsilon));
+}
+
+// What becomes of `value`: scaled and shifted, then its SiLU if `silu`.
+__device__ Eight scaled(const Eight &from, const float (&factor)[WIDTH], const float (&term)[WIDTH], int silu) {
+  float value[WIDTH];
+  widen(from, value);
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) {
+    value[i] = value[i] * factor[i] + term[i];
+    if (silu) value[i] = __fdividef(value[i], 1.f + __expf(-value[i]));
+  }
+  return narrow(value);
+}
+
+// x + skip + terms, rounded.
+__device__ Eight added(const Pair &loaded, const float (&terms)[WIDTH]) {
+  float value[WIDTH];
+  widen(loaded.x, value);
+  add(loaded.skip, value);
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) value[i] += terms[i];
+  return narrow(value);
+}
+
+__device__ void count_in(const Eight &from, float (&sum)[WIDTH], float (&squares)[WIDTH]) {
+  float value[WIDTH];
+  widen(from, value);
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) {
+    sum[i] += value[i];
+    squares[i] += value[i] * value[i];
+  }
+}
+
+// total = x + bias + embedding + skip, and what a group normalisation of it has to know.
+//
+// x, skip, total: (pictures, pixels, channels); bias: (channels); embedding: (pictures, channels). All but x may be null.
+// sums: (pictures, pieces, groups), of the values and of their squares over a piece of `pixels_a_piece` pixels; null if
+// they are not wanted. Shared memory: a float2 for each channel and pixel at a time.
+extern "C" __global__ void __launch_bounds__(512)
+    add_and_sum(const Eight *__restrict__ x, const Eight *__restrict__ bias, const Eight *__restrict__ embedding,
+                const Eight *__restrict__ skip, Eight *__restrict__ total, float2 *__restrict__ sums, int pixels,
+                int pixels_a_piece, int groups) {
+  extern __shared__ float2 shared[];
+  const int columns = blockDim.x, column = threadIdx.x;
+  const int first = blockIdx.x * pixels_a_piece, end = min(first + pixels_a_piece, pixels);
+  const long long picture = (long long)blockIdx.y * pixels;
+  float terms[WIDTH] = {}, sum[WIDTH] = {}, squares[WIDTH] = {};
+  add_terms(bias, embedding, column, columns, terms);
+  const auto load = [&](int pixel) {
+    const long long place = (picture + pixel) * columns + column;
+    return Pair{x[place], skip == nullptr ? Eight{} : skip[place]};
+  };
+  each_pixel<Pair>(first, end, load, [&](int pixel, const Pair &loaded) {
+    const Eight rounded = added(loaded, terms);
+    if (total != nullptr) total[(picture + pixel) * columns + column] = rounded;
+    count_in(rounded, sum, squares);
+  });
+  if (sums == nullptr) return;
+  float2 *of_piece = sums + ((long long)blockIdx.y * gridDim.x + blockIdx.x) * groups;
+  sum_groups(sum, squares, shared, columns * WIDTH / groups, [&](int group, const float2 &of) { of_piece[group] = of; });
 }
 
 // y = x + bias + skip, where each pixel becomes four: twice as high and wide. x and skip have rows of `width` pixels.
 extern "C" __global__ void __launch_bounds__(512)
     add_and_double(const Eight *__restrict__ x, const Eight *__restrict__ bias, const Eight *__restrict__ skip,
                    Eight *__restrict__ y, int pixels, int pixels_a_piece, int width) {
+  const int columns = blockDim.x, column = threadIdx.x;
+  const int first = blockIdx.x * pixels_a_piece, end = min(first + pixels_a_piece, pixels);
+  const long long picture = (long long)blockIdx.y * pixels;
   float terms[WIDTH] = {};
-  add_terms(bias, nullptr, terms);
-  const auto load = [&](long long place) { return Pair{x[place], skip == nullptr ? Eight{} : skip[place]}; };
-  each_pixel<Pair>(pixels, pixels_a_piece, load, [&](long long, const Pair &loaded, int pixel) {
-    float value[WIDTH];
-    widen(loaded.x, value);
-    add(loaded.skip, value);
-#pragma unroll
-    for (int i = 0; i < WIDTH; ++i) value[i] += terms[i];
-    const Eight rounded = narrow(value);
-    const long long row = (long long)blockIdx.y * pixels / width + pixel / width;
-    const long long first = (2 * row * 2 * width + 2 * (pixel % width)) * blockDim.x + threadIdx.x;
-    y[first] = y[first + blockDim.x] = rounded;
-    y[first + 2 * width * blockDim.x] = y[first + (2 * width + 1) * blockDim.x] = rounded;
+  add_terms(bias, nullptr, column, columns, terms);
+  const auto load = [&](int pixel) {
+    const long long place = (picture + pixel) * columns + column;
+    return Pair{x[place], skip == nullptr ? Eight{} : skip[place]};
+  };
+  each_pixel<Pair>(first, end, load, [&](int pixel, const Pair &loaded) {
+    const Eight rounded = added(loaded, terms);
+    const long long above = picture * 4 + (long long)(pixel / width) * width * 4 + pixel % width * 2;
+    Eight *upper = y + above * columns + column, *lower = upper + 2 * width * columns;
+    upper[0] = upper[columns] = lower[0] = lower[columns] = rounded;
   });
 }
 
@@ -140,15 +182,15 @@ extern "C" __global__ void __launch_bounds__(512)
 //
 // total is x + bias + embedding, as above; sums: what `add_and_sum` left, in as many pieces as this launch has;
 // scale, shift: (channels), in float32. Shared memory: a float2 for each thread.
-extern "C" __global__ void __launch_bounds__(512) normalize(const Eight *__restrict__ x, const Eight *__restrict__ bias,
-                                     const Eight *__restrict__ embedding, const float *__restrict__ scale,
-                                     const float *__restrict__ shift, const float2 *__restrict__ sums,
-                                     Eight *__restrict__ y, int pixels, int pixels_a_piece, int groups, float epsilon,
-                                     int silu) {
+extern "C" __global__ void __launch_bounds__(512)
+    normalize(const Eight *__restrict__ x, const Eight *__restrict__ bias, const Eight *__restrict__ embedding,
+              const float *__restrict__ scale, const float *__restrict__ shift, const float2 *__restrict__ sums,
+              Eight *__restrict__ y, int pixels, int pixels_a_piece, int groups, float epsilon, int silu) {
   extern __shared__ float2 shared[];
-  const int columns = blockDim.x, column = threadIdx.x, threads = columns * blockDim.y;
-  const int thread = threadIdx.y * columns + column, pieces = gridDim.x;
-  const int channels_a_group = columns * WIDTH / groups, at_once = threads / groups;
+  const int columns = blockDim.x, column = threadIdx.x, thread = threadIdx.y * columns + column, pieces = gridDim.x;
+  const int channels_a_group = columns * WIDTH / groups, at_once = columns * blockDim.y / groups;
+  const int first = blockIdx.x * pixels_a_piece, end = min(first + pixels_a_piece, pixels);
+  const long long picture = (long long)blockIdx.y * pixels;
   float2 of_group = make_float2(0.f, 0.f);
   if (thread < at_once * groups) {
     const float2 *of_picture = sums + (long long)blockIdx.y * pieces * groups;
@@ -165,12 +207,11 @@ extern "C" __global__ void __launch_bounds__(512) normalize(const Eight *__restr
       of_group.x += shared[i * groups + thread].x;
       of_group.y += shared[i * groups + thread].y;
     }
-    const float count = (float)channels_a_group * pixels, mean = of_group.x / count;
-    shared[thread] = make_float2(mean, rsqrtf(fmaxf(of_group.y / count - mean * mean, 0.f) + epsilon));
+    shared[thread] = moments(of_group, (float)channels_a_group * pixels, epsilon);
   }
   __syncthreads();
   float factor[WIDTH], term[WIDTH] = {};
-  add_terms(bias, embedding, term);
+  add_terms(bias, embedding, column, columns, term);
 #pragma unroll
   for (int i = 0; i < WIDTH; ++i) {
     const int channel = column * WIDTH + i;
@@ -178,23 +219,77 @@ extern "C" __global__ void __launch_bounds__(512) normalize(const Eight *__restr
     factor[i] = scale[channel] * group.y;
     term[i] = (term[i] - group.x) * factor[i] + shift[channel];
   }
-  const auto load = [&](long long place) { return x[place]; };
-  each_pixel<Eight>(pixels, pixels_a_piece, load, [&](long long place, const Eight &loaded, int) {
-    float value[WIDTH];
-    widen(loaded, value);
-#pragma unroll
-    for (int i = 0; i < WIDTH; ++i) {
-      value[i] = value[i] * factor[i] + term[i];
-      if (silu) value[i] = __fdividef(value[i], 1.f + __expf(-value[i]));
-    }
-    y[place] = narrow(value);
+  const auto load = [&](int pixel) { return x[(picture + pixel) * columns + column]; };
+  each_pixel<Eight>(first, end, load, [&](int pixel, const Eight &loaded) {
+    y[(picture + pixel) * columns + column] = scaled(loaded, factor, term, silu);
   });
 }
 
-__device__ float over_warp(float value) {
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
+#if __CUDA_ARCH__ >= 900  // from Hopper on: blocks in clusters, which read one another's shared memory
+
+constexpr int CLUSTER = 8;
+
+__device__ void wait_for_cluster() {
+  asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
 }
+
+// `add_and_sum` and `normalize` in one, for what fits into shared memory: a cluster takes some groups of a picture, a
+// block of it an eighth of the pixels. blockDim = (eights of channels of these groups, pixels at a time), gridDim =
+// (8 * parts of the channels, pictures). Shared memory: what the block takes, and 8 float2 for each thread.
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(512)
+    group_norm(const Eight *__restrict__ x, const Eight *__restrict__ bias, const Eight *__restrict__ embedding,
+               const Eight *__restrict__ skip, Eight *__restrict__ total, const float *__restrict__ scale,
+               const float *__restrict__ shift, Eight *__restrict__ y, int pixels, int channels_a_group, float epsilon,
+               int silu) {
+  extern __shared__ Eight held[];
+  __shared__ float2 of_block[32], of_cluster[32];
+  const int columns = blockDim.x, all_columns = columns * (gridDim.x / CLUSTER);
+  const int column = blockIdx.x / CLUSTER * columns + threadIdx.x, thread = threadIdx.y * columns + threadIdx.x;
+  const int pixels_a_block = (pixels + CLUSTER - 1) / CLUSTER, groups = columns * WIDTH / channels_a_group;
+  const int first = blockIdx.x % CLUSTER * pixels_a_block, end = min(first + pixels_a_block, pixels);
+  const long long picture = (long long)blockIdx.y * pixels;
+  float terms[WIDTH] = {}, sum[WIDTH] = {}, squares[WIDTH] = {};
+  add_terms(bias, embedding, column, all_columns, terms);
+  const auto load = [&](int pixel) {
+    const long long place = (picture + pixel) * all_columns + column;
+    return Pair{x[place], skip == nullptr ? Eight{} : skip[place]};
+  };
+  each_pixel<Pair>(first, end, load, [&](int pixel, const Pair &loaded) {
+    const Eight rounded = added(loaded, terms);
+    held[(pixel - first) * columns + threadIdx.x] = rounded;
+    if (total != nullptr) total[(picture + pixel) * all_columns + column] = rounded;
+    count_in(rounded, sum, squares);
+  });
+  sum_groups(sum, squares, (float2 *)(held + pixels_a_block * columns), channels_a_group,
+             [&](int group, const float2 &of) { of_block[group] = of; });
+  wait_for_cluster();
+  if (thread < groups) {
+    const unsigned mine = (unsigned)__cvta_generic_to_shared(&of_block[thread]);
+    float2 all = make_float2(0.f, 0.f);
+    for (int block = 0; block < CLUSTER; ++block) {
+      float2 one;
+      unsigned theirs;
+      asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs) : "r"(mine), "r"(block));
+      asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(one.x), "=f"(one.y) : "r"(theirs) : "memory");
+      all.x += one.x;
+      all.y += one.y;
+    }
+    of_cluster[thread] = moments(all, (float)channels_a_group * pixels, epsilon);
+  }
+  wait_for_cluster();  // so no block ends while another reads its sums
+  float factor[WIDTH], term[WIDTH];
+#pragma unroll
+  for (int i = 0; i < WIDTH; ++i) {
+    const float2 group = of_cluster[(threadIdx.x * WIDTH + i) / channels_a_group];
+    factor[i] = scale[column * WIDTH + i] * group.y;
+    term[i] = shift[column * WIDTH + i] - group.x * factor[i];
+  }
+  for (int pixel = first + threadIdx.y; pixel < end; pixel += blockDim.y)
+    y[(picture + pixel) * all_columns + column] =
+        scaled(held[(pixel - first) * columns + threadIdx.x], factor, term, silu);
+}
+
+#endif
 
 // total = x + bias, and its layer normalisation y (arXiv:1607.06450): (tokens, channels), at most 2048 channels; bias,
 // which may be null, scale, shift: (channels), in float16. A warp takes a token; blockDim = (32, tokens at a time).

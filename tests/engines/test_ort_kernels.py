@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgediffusion.engines import ort_kernels
+from edgediffusion.engines import ort, ort_kernels, probe, registry
 from edgediffusion.engines.ort_kernels import LIBRARY, NoKernels, compile_kernels
 from edgediffusion.engines.spec import Array
 
@@ -98,7 +98,7 @@ def test_they_are_compiled_without_a_gpu(capability: str) -> None:
     cubin = compile_kernels(capability)
     assert cubin.startswith(b"\x7fELF")
     assert b"add_and_sum" in cubin
-    assert b"normalize" in cubin
+    assert (b"group_norm" in cubin) == (int(capability) >= 90)
 
 
 def test_a_compiler_that_does_not_know_the_gpu_is_told() -> None:
@@ -113,6 +113,24 @@ def test_a_library_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch
     ort_kernels._give_kernels.cache_clear()
     with pytest.raises(NoKernels, match=r"ort_operators\.so was not compiled when edgediffusion was installed"):
         ort_kernels.open_session(tmp_path / "model.onnx", onnxruntime.SessionOptions())
+
+
+def test_without_them_the_providers_own_dialect_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(model: object, options: object) -> None:
+        raise NoKernels("there is no compiler", "get one")
+
+    opened = []
+
+    def on_cpu(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+        opened.append(model)
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "open_with_kernels", missing)
+    monkeypatch.setattr(ort, "open_session", on_cpu)
+    dialects = {"cuda": probe.MODEL, ort_kernels.DIALECT: tmp_path / "model.cuda-kernels.onnx"}
+    with pytest.warns(ort.Slower, match="slower than it could be: there is no compiler; get one"):
+        registry.open_engine(tmp_path / "model.onnx", probe.SPEC, device="cuda", dialects=dialects).close()
+    assert opened == [probe.MODEL]
 
 
 def on_gpu(encoded: bytes, feeds: dict[str, Array]) -> list[Array]:
