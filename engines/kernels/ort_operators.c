@@ -178,8 +178,9 @@ static OrtStatus *read_shape(const OrtApi *api, const void *value, Shape *shape)
   return status;
 }
 
-/* The addresses of `most` inputs, null for those that are left out, and the shape of the first. */
-static OrtStatus *read_inputs(const OrtApi *api, void *context, size_t most, void **data, Shape *shape) {
+/* The addresses of `most` inputs, null for those that are left out, and the shape of the first, which that at the place
+ * `skip` must have too. */
+static OrtStatus *read_inputs(const OrtApi *api, void *context, size_t most, size_t skip, void **data, Shape *shape) {
   size_t count = 0;
   TRY(CALL(api, INPUT_COUNT, const void *, size_t *)(context, &count));
   for (size_t i = 0; i < most; ++i) {
@@ -188,6 +189,12 @@ static OrtStatus *read_inputs(const OrtApi *api, void *context, size_t most, voi
     if (i < count) TRY(CALL(api, INPUT, const void *, size_t, const void **)(context, i, &value));
     if (value == NULL) continue;
     if (i == 0) TRY(read_shape(api, value, shape));
+    if (i == skip) {
+      Shape other;
+      TRY(read_shape(api, value, &other));
+      if (other.rank != shape->rank || memcmp(other.shape, shape->shape, other.rank * sizeof *other.shape) != 0)
+        return failed(api, INVALID_ARGUMENT, "edgediffusion's operators add terms of one shape");
+    }
     TRY(CALL(api, TENSOR_DATA, const void *, void **)(value, &data[i]));
   }
   if (shape->shape[shape->rank - 1] % WIDTH != 0)
@@ -269,7 +276,7 @@ static OrtStatus *group_norm(void *made, void *context) {
   float epsilon = kernel->epsilon;
   Shape shape;
   Pieces pieces;
-  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  TRY(read_inputs(api, context, INPUTS, SKIP, in, &shape));
   TRY(share_out(api, &shape, &pieces));
   if (groups < 1 || groups > THREADS / 2 || shape.shape[shape.rank - 1] % groups)
     return failed(api, INVALID_ARGUMENT, "BiasGroupNorm: the groups do not fit the channels");
@@ -305,7 +312,7 @@ static OrtStatus *bias_add(void *made, void *context) {
   int no_groups = 0;
   Shape shape;
   Pieces pieces;
-  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  TRY(read_inputs(api, context, INPUTS, SKIP, in, &shape));
   TRY(share_out(api, &shape, &pieces));
   TRY(output(api, context, 0, &shape, &total));
   void *arguments[] = {&in[X], &in[BIAS],      &none,                  &in[SKIP],  &total,
@@ -319,7 +326,7 @@ static OrtStatus *bias_upsample(void *made, void *context) {
   void *in[INPUTS], *y;
   Shape shape;
   Pieces pieces;
-  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  TRY(read_inputs(api, context, INPUTS, SKIP, in, &shape));
   TRY(share_out(api, &shape, &pieces));
   if (shape.rank != 4) return failed(api, INVALID_ARGUMENT, "BiasUpsample takes pictures");
   int width = (int)shape.shape[2];
@@ -345,7 +352,7 @@ static OrtStatus *layer_norm(void *made, void *context) {
   int tokens, columns;
   float epsilon = kernel->epsilon;
   Shape shape;
-  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  TRY(read_inputs(api, context, INPUTS, INPUTS, in, &shape));
   count(&shape, &tokens, &columns);
   if (columns > 8 * WARP) return failed(api, INVALID_ARGUMENT, "BiasLayerNorm takes at most 2048 channels");
   TRY(output(api, context, 0, &shape, &y));
@@ -362,7 +369,7 @@ static OrtStatus *geglu(void *made, void *context) {
   void *in[INPUTS], *y;
   int tokens, columns;
   Shape shape;
-  TRY(read_inputs(api, context, INPUTS, in, &shape));
+  TRY(read_inputs(api, context, INPUTS, INPUTS, in, &shape));
   if (shape.shape[shape.rank - 1] % (2 * WIDTH) != 0)
     return failed(api, INVALID_ARGUMENT, "BiasGeglu takes a multiple of 16 channels");
   shape.shape[shape.rank - 1] /= 2;

@@ -206,6 +206,14 @@ def test_a_sum(shape: tuple[int, ...], terms: tuple[str, ...]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("op_type", ["BiasAdd", "BiasUpsample"])
+def test_a_skip_of_another_shape_is_refused(op_type: str) -> None:
+    given = {name: array for name, array in values((1, 4, 4, 16)).items() if name in INPUTS[op_type]}
+    with pytest.raises(Exception, match="add terms of one shape"):
+        on_gpu(model(op_type, given, ["y"]), given | {"skip": given["skip"][:, :1]})
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(2, 4096, 320), (2, 64, 1280), (1, 3, 8), (3, 5, 2048), (1, 1, 264)])
 @pytest.mark.parametrize("terms", [(), ("bias",)])
 def test_a_layer_norm(shape: tuple[int, ...], terms: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from ..graph import attribute
 from .rewriter import Rewriter, with_attributes
 
 OWN_DOMAIN = "edgediffusion"
+CHANNELS_LAST = "/channels_last"  # how `to_channels_last` ends the names of pictures
 CHANNELS, MAX_CHANNELS = 8, 4096  # the kernels take multiples of the one, up to the other,
 MAX_TOKEN_CHANNELS = 2048  # or, in a layer normalisation, up to this
 BIAS = 3  # the first of what BiasGroupNorm adds: bias, embedding, skip
@@ -39,10 +40,8 @@ def replace_group_norms(model: onnx.ModelProto) -> onnx.ModelProto:
         if embedding and not graph.readers(total) and total not in graph.outputs:
             total = ""
         inputs = [*norm.input[:BIAS], "", embedding, "" if embedding else skip]
-        graph.replace(
-            [norm],
-            [with_attributes(_own("BiasGroupNorm", inputs, [y, total, f"{y}/sums"]), norm, without=["channels_last"])],
-        )
+        new = _own("BiasGroupNorm", inputs, [y, total, f"{y}/sums"])
+        graph.replace([norm], [with_attributes(new, norm, without=["channels_last"])])
     return graph.result()
 
 
@@ -147,6 +146,13 @@ class _Graph(Rewriter):
             return False
         return weight[0] % multiple == 0 and weight[0] <= most
 
+    def alike(self, value: str, other: str) -> bool:
+        """Whether two values are of one shape, for all that the graph says: pictures, or tokens and their residual."""
+        pictures = value.endswith(CHANNELS_LAST) and other.endswith(CHANNELS_LAST) and value != other
+        return (pictures and self.maker(other, "Unsqueeze") is None) or (
+            self.maker(value, "Add") is not None and self.maker(other, "SkipLayerNormalization") is not None
+        )
+
     def result(self) -> onnx.ModelProto:
         """The rewritten model."""
         model = super().result()
@@ -190,17 +196,11 @@ def _give(graph: _Graph, reader: onnx.NodeProto, value: str, bias: str) -> bool:
 
 
 def _added(graph: _Graph, reader: onnx.NodeProto, value: str) -> str | None:
-    """The other picture of a sum."""
+    """What a sum adds to `value`, of the same shape."""
     if reader.op_type != "Add":
         return None
     other = reader.input[1] if reader.input[0] == value else reader.input[0]
-    alike = (
-        other != value
-        and other not in graph.initializers
-        and graph.constant(other) is None
-        and graph.maker(other, "Unsqueeze") is None
-    )
-    return other if alike else None
+    return other if graph.alike(value, other) else None
 
 
 def _own(op_type: str, inputs: list[str], results: Iterable[str]) -> onnx.NodeProto:
