@@ -96,18 +96,15 @@ typedef struct {
                         void **);
   int (*cuCtxGetDevice)(int *);
   int (*cuDeviceGetAttribute)(int *, int, int);
-  int (*cuKernelSetAttribute)(int, int, void *, int);
 } Driver;
 
-enum { ADD_AND_SUM, NORMALIZE, ADD_AND_DOUBLE, LAYER_NORM, GEGLU, GROUP_NORM, KERNELS };
-enum { MULTIPROCESSORS = 16, MOST_SHARED = 97, DYNAMIC_SHARED = 8 }; /* attributes of devices and a kernel */
-enum { WIDTH = 8, THREADS = 512, WARP = 32, CLUSTER = 8, MAX_RANK = 4 };
+enum { ADD_AND_SUM, NORMALIZE, ADD_AND_DOUBLE, LAYER_NORM, GEGLU, KERNELS };
+enum { MULTIPROCESSORS = 16, WIDTH = 8, THREADS = 512, WARP = 32, MAX_RANK = 4 };
 
 static Driver driver;
 static const void *cubin;
 static void *kernels[KERNELS];
 static int multiprocessors;
-static int most_shared; /* bytes that a block of GROUP_NORM may have; 0 for GPUs without clusters */
 
 /* To be called before a session is made, once: `data`, a cubin of kernels.cu for this GPU. 0, or 1 without memory. */
 int edgediffusion_kernels(const void *data, size_t size) {
@@ -119,8 +116,8 @@ int edgediffusion_kernels(const void *data, size_t size) {
 
 static OrtStatus *find_kernels(const OrtApi *api) {
   static const char *const functions[] = {"cuLibraryLoadData", "cuLibraryGetKernel", "cuLaunchKernel", "cuCtxGetDevice",
-                                          "cuDeviceGetAttribute", "cuKernelSetAttribute"};
-  static const char *const names[GROUP_NORM] = {"add_and_sum", "normalize", "add_and_double", "layer_norm", "geglu"};
+                                          "cuDeviceGetAttribute"};
+  static const char *const names[KERNELS] = {"add_and_sum", "normalize", "add_and_double", "layer_norm", "geglu"};
   char message[96];
   void *library = NULL, *handle;
   int device = 0, status;
@@ -133,14 +130,8 @@ static OrtStatus *find_kernels(const OrtApi *api) {
     memcpy((char *)&driver + i * sizeof found, &found, sizeof found);
   }
   status = driver.cuLibraryLoadData(&library, cubin, NULL, NULL, 0, NULL, NULL, 0);
-  for (int i = 0; i < GROUP_NORM && status == 0; ++i) status = driver.cuLibraryGetKernel(&kernels[i], library, names[i]);
+  for (int i = 0; i < KERNELS && status == 0; ++i) status = driver.cuLibraryGetKernel(&kernels[i], library, names[i]);
   if (status == 0) status = driver.cuCtxGetDevice(&device);
-  if (status == 0 && driver.cuLibraryGetKernel(&kernels[GROUP_NORM], library, "group_norm") == 0) {
-    status = driver.cuDeviceGetAttribute(&most_shared, MOST_SHARED, device);
-    most_shared -= 1024; /* what the kernel has of its own */
-    if (status == 0)
-      status = driver.cuKernelSetAttribute(DYNAMIC_SHARED, most_shared, kernels[GROUP_NORM], device);
-  }
   if (status == 0) status = driver.cuDeviceGetAttribute(&multiprocessors, MULTIPROCESSORS, device);
   if (status == 0) return NULL;
   snprintf(message, sizeof message, "CUDA cannot load edgediffusion's kernels (status %d)", status);
@@ -246,25 +237,6 @@ static OrtStatus *share_out(const OrtApi *api, const Shape *shape, Pieces *to) {
   return NULL;
 }
 
-/* How channels are shared out among the clusters of GROUP_NORM: the fewest parts that make work for most of the
- * multiprocessors, of whole groups and of eights of channels. False where it would read less than 64 bytes at a time,
- * or a part does not fit into the shared memory of a cluster. */
-static int share_out_groups(const Shape *shape, int pixels, int groups, Launch *to) {
-  int pictures = (int)shape->shape[0], channels = (int)shape->shape[shape->rank - 1], of_group = channels / groups;
-  for (int parts = 1; parts <= groups; ++parts) {
-    int part = channels / parts, columns = part / WIDTH;
-    if (channels % parts || part % WIDTH || part % of_group || part / of_group > WARP || columns > THREADS) continue;
-    int64_t taken = (int64_t)((pixels + CLUSTER - 1) / CLUSTER) * part * 2, sums = THREADS * WIDTH * 2 * sizeof(float);
-    if (part < 32) return 0;
-    if (taken + sums > most_shared || (4 * pictures * parts * CLUSTER < 3 * multiprocessors && part >= 64)) continue;
-    *to = (Launch){{(unsigned)(parts * CLUSTER), (unsigned)pictures},
-                   {(unsigned)columns, (unsigned)(THREADS / columns)},
-                   (unsigned)(taken + sums)};
-    return 1;
-  }
-  return 0;
-}
-
 /* Each operator. */
 
 static OrtStatus *group_norm(void *made, void *context) {
@@ -284,13 +256,6 @@ static OrtStatus *group_norm(void *made, void *context) {
   TRY(output(api, context, 0, &shape, &y));
   TRY(output(api, context, 1, &shape, &total));
   TRY(output(api, context, 2, &of_sums, &sums));
-  Launch clusters;
-  if (most_shared != 0 && share_out_groups(&shape, pieces.pixels, groups, &clusters)) {
-    int channels_a_group = (int)shape.shape[shape.rank - 1] / groups;
-    void *arguments[] = {&in[X],     &in[BIAS],  &in[EMBEDDING], &in[SKIP],         &total,   &in[SCALE],
-                         &in[SHIFT], &y,         &pieces.pixels, &channels_a_group, &epsilon, &silu};
-    return launch(api, context, GROUP_NORM, &clusters, arguments);
-  }
   if (in[SKIP] != NULL && total == NULL)
     return failed(api, INVALID_ARGUMENT, "BiasGroupNorm: with a skip it has to give the total");
   void *sum[] = {&in[X],         &in[BIAS],           &in[EMBEDDING],         &in[SKIP], &total,

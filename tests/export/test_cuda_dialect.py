@@ -26,6 +26,7 @@ from edgediffusion.export.passes.cuda.own_kernels import PASSES as OWN_PASSES
 from edgediffusion.export.passes.cuda.own_kernels import to_own_kernels
 from edgediffusion.export.passes.cuda.portable import to_portable
 from edgediffusion.export.passes.cuda.turned_kernels import declare_turned
+from edgediffusion.export.passes.cuda.wider_kernels import widen_kernels
 from edgediffusion.export.precision import Case, Halved, halve, open_graph
 from edgediffusion.export.verify import relative_error
 from edgediffusion.runtime.manifest import Manifest
@@ -220,3 +221,32 @@ def test_kernels_are_turned_when_the_graph_is_opened(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(loadable(packed, options), options)
     del kept
     assert np.array_equal(session.run(None, {"x": np.ones((5, 3, 2, 4), np.float16)})[0], y)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("size", [(6, 8), (7, 5)])
+def test_a_wider_kernel_is_a_constant_when_the_graph_is_loaded(
+    tmp_path: Path, dtype: type[np.generic], size: tuple[int, int]
+) -> None:
+    """Which the CUDA provider asks of the kernel of a NhwcConv."""
+    kind = {np.float32: "float", np.float16: "float16"}[dtype]
+    model = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]> g ({kind}[1, 4, h, w] x) => ({kind}[1, 8, i, j] y)'
+        f"<{kind} zero = {{0}}, int64[8] pads = {{0, 0, 0, 0, 0, 0, 1, 1}}>"
+        "{ padded = Pad(x, pads, zero) y = Conv<kernel_shape = [3, 3], strides = [2, 2], pads = [0, 0, 0, 0],"
+        " dilations = [1, 1], group = 1>(padded, k) }"
+    )
+    rng = np.random.default_rng(0)
+    model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal((8, 4, 3, 3)).astype(dtype), "k"))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    wider = onnxruntime.InferenceSession(widen_kernels(model).SerializeToString(), options)
+    plain = onnxruntime.InferenceSession(model.SerializeToString())
+    feed = {"x": rng.standard_normal((1, 4, *size)).astype(dtype)}
+    np.testing.assert_allclose(
+        wider.run(None, feed)[0], plain.run(None, feed)[0], atol=1e-5 if dtype is np.float32 else 1e-2
+    )
+    nodes = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert [op_type for op_type in nodes if op_type != "Cast"] == ["Conv"]

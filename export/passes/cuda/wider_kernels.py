@@ -25,15 +25,16 @@ def widen_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
     the time of a VAE's encoder. The kernel is made when the graph is loaded, which folds it.
     """
     graph, new = Rewriter(model), list[onnx.TensorProto]()
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for pad in graph.of_type("Pad"):
         conv = graph.only_reader(pad.output[0], "Conv")
         pads, value = (graph.constant(name) for name in pad.input[1:3])
         if conv is None or pads is None or pads.tolist() != BELOW_AND_RIGHT or not is_scalar(value, 0):
             continue
         weight = conv.input[1]
-        if weight in graph.initializers and all(attribute(conv, name) == wanted for name, wanted in SHAPE.items()):
+        if weight in weights and all(attribute(conv, name) == wanted for name, wanted in SHAPE.items()):
             kernel = f"{weight}/wider"
-            nodes, constants = _wider(weight, graph.initializers[weight], kernel)
+            nodes, constants = _wider(weights[weight], kernel)
             new += constants
             wide = helper.make_node(
                 "Conv",
@@ -49,9 +50,9 @@ def widen_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
     return rebuild(result, result.graph.node, [*result.graph.initializer, *new])
 
 
-def _wider(weight: str, shape: tuple[int, ...], kernel: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+def _wider(weight: onnx.TensorProto, kernel: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """What makes `kernel` of `weight`: nodes and their constants."""
-    constants = list[onnx.TensorProto]()
+    constants, shape = list[onnx.TensorProto](), tuple(weight.dims[:2])
 
     def constant(name: str, values: Array) -> str:
         constants.append(numpy_helper.from_array(values, f"{kernel}/{name}"))
@@ -61,13 +62,13 @@ def _wider(weight: str, shape: tuple[int, ...], kernel: str) -> tuple[list[onnx.
         made: onnx.NodeProto = helper.make_node(op_type, inputs, [result], result, **attributes)
         return made
 
-    flat, zeros, like, ten, taken = (f"{kernel}/{name}" for name in ("flat", "zeros", "like", "ten", "taken"))
+    flat, zeros, ten, taken = (f"{kernel}/{name}" for name in ("flat", "zeros", "ten", "taken"))
+    zero = helper.make_tensor("", weight.data_type, [1], [0.0])
     nodes = [
-        node("Reshape", [weight, constant("nine", np.array([*shape[:2], 9]))], flat),
-        node("ConstantOfShape", [constant("one", np.array([*shape[:2], 1]))], zeros),
-        node("CastLike", [zeros, weight], like),
-        node("Concat", [like, flat], ten, axis=2),
+        node("Reshape", [weight.name, constant("nine", np.array([*shape, 9]))], flat),
+        node("ConstantOfShape", [constant("one", np.array([*shape, 1]))], zeros, value=zero),
+        node("Concat", [zeros, flat], ten, axis=2),
         node("Gather", [ten, constant("places", ROW_AND_COLUMN.reshape(-1))], taken, axis=2),
-        node("Reshape", [taken, constant("shape", np.array([*shape[:2], 4, 4]))], kernel),
+        node("Reshape", [taken, constant("shape", np.array([*shape, 4, 4]))], kernel),
     ]
     return nodes, constants
