@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("engines/kernels/ort_operators.c")
+SOURCE, KERNELS = Path("engines/kernels/ort_operators.c"), Path("engines/kernels/kernels.cu")
 
 
 class CustomBuildHook(BuildHookInterface):
@@ -24,7 +25,10 @@ class CustomBuildHook(BuildHookInterface):
         if sys.platform != "linux" or compiler is None:
             return
         library = SOURCE.with_suffix(".so")
-        command = [*compiler.split(), "-std=c99", "-O2", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"]
+        sources = b"".join(Path(self.root, name).read_bytes() for name in (SOURCE, KERNELS))
+        define = f'-DSOURCES="{hashlib.sha256(sources).hexdigest()}"'
+        flags = ["-std=c99", "-O2", "-shared", "-fPIC", define]
+        command = [*compiler.split(), *flags, "-o", str(library), str(SOURCE), "-ldl"]
         done = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
         if done.returncode != 0:
             self.app.display_warning(f"{SOURCE} is left out, so GPUs are slower: {done.stderr.strip()}")

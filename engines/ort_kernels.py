@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .packed import File
 
 DIALECT = "cuda-kernels"  # the name of graphs with these operators
 LIBRARY = Path(__file__).parent / "kernels" / "ort_operators.so"  # made by hatch_build.py where there is a C compiler
-SOURCE = Path(__file__).parent / "kernels" / "kernels.cu"
+OPERATORS, SOURCE = LIBRARY.with_suffix(".c"), LIBRARY.with_name("kernels.cu")
 _ANEW = "install a C compiler, then edgediffusion anew"
 _CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
@@ -43,11 +44,20 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
 
 @functools.cache
 def _give_kernels() -> None:
-    if not LIBRARY.is_file():
-        raise NoKernels(f"{LIBRARY.name} was not compiled when edgediffusion was installed", _ANEW)
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:  # there was no compiler, or it is another machine's
+        raise NoKernels(f"our own kernels are missing ({error})", _ANEW) from error
+    if _sources_of(library) != hashlib.sha256(OPERATORS.read_bytes() + SOURCE.read_bytes()).hexdigest():
+        raise NoKernels(f"{LIBRARY.name} was compiled of other sources than are here", "install edgediffusion anew")
     cubin = compile_kernels(_capability())
-    if ctypes.CDLL(str(LIBRARY)).edgediffusion_kernels(cubin, len(cubin)):
+    if library.edgediffusion_kernels(cubin, len(cubin)):
         raise MemoryError
+
+
+def _sources_of(library: ctypes.CDLL) -> str:
+    digest = (ctypes.c_char * 65).in_dll(library, "edgediffusion_sources")
+    return digest.value.decode()
 
 
 def _capability() -> str:

@@ -106,6 +106,9 @@ static const void *cubin;
 static void *kernels[KERNELS];
 static int multiprocessors;
 
+/* The SHA-256 of this file and kernels.cu, to tell a library that was compiled of older ones. */
+const char edgediffusion_sources[] = SOURCES;
+
 /* To be called before a session is made, once: `data`, a cubin of kernels.cu for this GPU. 0, or 1 without memory. */
 int edgediffusion_kernels(const void *data, size_t size) {
   void *copy = malloc(size);

@@ -111,8 +111,22 @@ def test_a_library_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ort_kernels, "LIBRARY", tmp_path / "ort_operators.so")
     monkeypatch.setattr(ort_kernels, "CHECKS", ())
     ort_kernels._give_kernels.cache_clear()
-    with pytest.raises(NoKernels, match=r"ort_operators\.so was not compiled when edgediffusion was installed"):
+    with pytest.raises(
+        NoKernels, match=r"our own kernels are missing \(.*ort_operators\.so: cannot open.*install a C compiler"
+    ):
         ort_kernels.open_session(tmp_path / "model.onnx", onnxruntime.SessionOptions())
+
+
+def test_a_library_of_other_sources_or_another_machine_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ort_kernels._give_kernels.cache_clear()
+    changed = tmp_path / "kernels.cu"
+    changed.write_bytes(ort_kernels.SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(ort_kernels, "SOURCE", changed)
+    with pytest.raises(NoKernels, match="compiled of other sources than are here; install edgediffusion anew"):
+        ort_kernels._give_kernels()
+    monkeypatch.setattr(ort_kernels, "LIBRARY", changed)
+    with pytest.raises(NoKernels, match=r"our own kernels are missing \(.*invalid ELF header"):
+        ort_kernels._give_kernels()
 
 
 def test_without_them_the_providers_own_dialect_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
