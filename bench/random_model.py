@@ -51,8 +51,7 @@ def random_bundle(
         if not bundle.exists():
             report(f"exporting random weights in the shape of {model} to {folder}, which is done once")
             if not checkpoint.exists():
-                with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-                    write_checkpoint(model, Path(unfinished) / "checkpoint").rename(checkpoint)
+                write_checkpoint(model, checkpoint)
             export_bundle(checkpoint, bundle, Options(dtype={"": dtype}), report=report)
     return bundle
 
@@ -75,10 +74,17 @@ class Random:
 
 
 def write_checkpoint(model: str, folder: Path) -> Path:
-    """Write random float16 weights and the settings of `model` to the new `folder`, a tensor at a time; return it."""
+    """Write random float16 weights and the settings of `model` to the new `folder`, whole or not at all; return it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        _write_checkpoint(model, Path(unfinished) / folder.name)
+        return (Path(unfinished) / folder.name).rename(folder)
+
+
+def _write_checkpoint(model: str, folder: Path) -> None:
     family, configs = MODELS[model]
     record = RUNTIME_FAMILIES[family]
-    folder.mkdir(parents=True)
+    folder.mkdir()
     index = {"_class_name": record.pipeline_classes[0], "scheduler": ["diffusers", SCHEDULER["_class_name"]]}
     index |= INDICES[family]
     for component in record.components:
@@ -99,4 +105,3 @@ def write_checkpoint(model: str, folder: Path) -> Path:
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     (folder / "model_index.json").write_text(json.dumps(index))
-    return folder

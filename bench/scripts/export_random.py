@@ -1,7 +1,7 @@
 """Export random weights in the real shape of a model, and print time, memory and bytes as JSON.
 
-Arguments: sd15|sd21|sdxl FOLDER [fp16|bf16]. The checkpoint goes to FOLDER/checkpoint, in float16, the bundle to
-FOLDER/bundle.
+Arguments: sd15|sd21|sdxl FOLDER [fp16|bf16]. The checkpoint goes to FOLDER/checkpoint, in float16, unless there is one;
+the bundle goes to FOLDER/bundle.
 """
 
 import dataclasses
@@ -19,7 +19,9 @@ from ..random_model import write_checkpoint
 if __name__ == "__main__":
     model, out = sys.argv[1], Path(sys.argv[2])
     options = Options(dtype={"": DTYPES[sys.argv[3]]} if sys.argv[3:] else {})
-    checkpoint = write_checkpoint(model, out / "checkpoint")
+    checkpoint = out / "checkpoint"
+    if not checkpoint.exists():
+        write_checkpoint(model, checkpoint)
     started, lines = time.monotonic(), list[str]()
 
     def report(line: str) -> None:
