@@ -1,8 +1,8 @@
-"""What an NVIDIA GPU makes of a model of `export_random`, measured beside torch: STAGE FOLDER OUT.json [DEVICE].
+"""What an NVIDIA GPU makes of a model of `export_random`: STAGE FOLDER OUT.json [DEVICE].
 
-FOLDER holds the checkpoint and the bundle that `export_random.py MODEL FOLDER fp16` wrote. For memory, picture and
-peers of sd15 it also holds what `edgediffusion export --to-diffusers FOLDER/bundle FOLDER/diffusers` makes of it.
-Stages, each for a process of its own on an idle GPU: components, options, loop, start, memory, picture, peers.
+FOLDER holds the checkpoint and the bundle that `export_random.py MODEL FOLDER fp16` wrote. Stages, each for a process
+of its own on an idle GPU: components, kernels, options, loop, out_of_memory, picture. `measure_gpu.py` runs them, and
+the suite for what is measured beside others.
 """
 
 import dataclasses
@@ -11,39 +11,39 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections import Counter
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from edgediffusion.engines import ort, ort_cuda
-from edgediffusion.engines.spec import Array
+from edgediffusion.engines import ort, ort_cuda, ort_kernels
+from edgediffusion.engines.base import Engine
+from edgediffusion.engines.packed import File
+from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.doctor import examine
 from edgediffusion.runtime.golden import relative_errors
+from edgediffusion.runtime.manifest import GraphRecord
 from edgediffusion.runtime.pipeline import Pipeline
 from edgediffusion.runtime.tokenizer import MAX_LENGTH
 
+from ..benchmark import say
 from ..cases.quality import psnr
 from ..feeds import random_feeds
-from ..gpu import watch_memory
-from ..pictures import COMMAND
-from ..report import installed_versions
+from ..pictures import COMMAND, PROMPT, write_checkpoint
+from ..report import installed_versions, write_text
 from ..workers.ours import CONSTANTS
 
 CALLS, WARM_UP, INPUTS, STEPS = 60, 8, 10, 20
-PROMPT = "a red apple"
-DIFFUSERS = """
-import sys, torch
-from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None, torch_dtype=torch.float16).to("cuda")
-pipeline.set_progress_bar_config(disable=True)
-pipeline(sys.argv[2], num_inference_steps=int(sys.argv[3])).images[0].save(sys.argv[4])
-"""
+LARGE = 4096, 8192  # pixels; on the largest GPUs the first may fit
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -69,6 +69,19 @@ def sizes_of(bundle: Bundle, name: str) -> dict[str, int]:
     return {"batch": 1 if name.startswith("vae") else 2, "height": size, "width": size, "sequence_length": MAX_LENGTH}
 
 
+def bound_call(engine: Engine, feeds: list[dict[str, Array]]) -> Callable[[int], object]:
+    """Calls `engine` with one of `feeds` by number, as the loop does it: what stays the same is bound."""
+    constants = {key: value for key, value in feeds[0].items() if key in CONSTANTS}
+    bound = engine.bind(constants)
+    fresh = [{key: value for key, value in feed.items() if key not in constants} for feed in feeds]
+    return lambda number: bound(fresh[number % len(fresh)])
+
+
+def timed_calls(call: Callable[[int], object]) -> dict[str, float]:
+    """Of `CALLS` calls after a warm-up."""
+    return quantiles([timed(call, number) for number in range(WARM_UP + CALLS)][WARM_UP:])
+
+
 def poison(engine: Any) -> None:
     """NaN in all outputs that lie on the device."""
     for buffers in engine._run._held.buffers.values() if hasattr(engine._run, "_held") else ():
@@ -85,7 +98,7 @@ def components(folder: Path, device: str) -> Iterator[dict[str, Any]]:
     from edgediffusion.export.sources import open_source
 
     source = open_source(folder / "checkpoint")
-    with Bundle.open(folder / "bundle", device=device) as bundle:
+    with opened_files() as files, Bundle.open(folder / "bundle", device=device) as bundle:
         for name, graph in bundle.manifest.graphs.items():
             network = FAMILIES[bundle.manifest.family][name]
             part = next(source.parts[f] for f in network.folders if f in source.parts)
@@ -103,14 +116,11 @@ def components(folder: Path, device: str) -> Iterator[dict[str, Any]]:
                 wanted = {t.name: value.cpu().numpy() for t, value in zip(graph.spec.outputs, output, strict=True)}
                 poison(engine)
                 errors.append(max(relative_errors(engine(feed), wanted).values()))
-            constants = {key: value for key, value in feeds[0].items() if key in CONSTANTS}
-            bound = engine.bind(constants)
-            fresh = [{key: value for key, value in feed.items() if key not in constants} for feed in feeds]
-            seconds = [timed(bound, fresh[i % INPUTS]) for i in range(WARM_UP + CALLS)][WARM_UP:]
             yield {
                 "name": name,
+                "dialect": dialect_of(graph, files[-1]),
                 "sizes": sizes,
-                "ms": quantiles(seconds),
+                "ms": timed_calls(bound_call(engine, feeds)),
                 "relative_errors": errors,
                 "seconds_to_open": opened,
                 "seconds_of_first_calls": calls,
@@ -118,10 +128,32 @@ def components(folder: Path, device: str) -> Iterator[dict[str, Any]]:
                 "placement": placement(folder, name, device, feeds[0]),
             }
             bundle.release(name)
-            del module, engine, bound
+            del module, engine
             gc.collect()
             if device == "cuda":
                 torch.cuda.empty_cache()
+
+
+@contextmanager
+def opened_files() -> Iterator[list[str]]:
+    """The names of the graphs that ONNX Runtime opens in the block, one that it refuses left out."""
+    files, opened = list[str](), ort._open
+
+    def noted(model: File, spec: GraphSpec, open_session: Any, runner: Any) -> Engine:
+        engine = opened(model, spec, open_session, runner)
+        files.append(model.name)
+        return engine
+
+    ort._open = noted
+    try:
+        yield files
+    finally:
+        ort._open = opened
+
+
+def dialect_of(graph: GraphRecord, file: str) -> str | None:
+    """The key of `graph.dialects` that `file` is, or None: the portable graph."""
+    return next((key for key, dialect in graph.dialects.items() if Path(dialect.model).name == file), None)
 
 
 def placement(folder: Path, name: str, device: str, feeds: dict[str, Array]) -> dict[str, int]:
@@ -150,6 +182,54 @@ def placement(folder: Path, name: str, device: str, feeds: dict[str, Array]) -> 
     profile.unlink()
     nodes = [e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     return dict(Counter(f"{node.get('provider')}/{node['op_name']}" for node in nodes))
+
+
+def kernels(folder: Path, device: str) -> Iterator[dict[str, Any]]:
+    """Each graph by the provider's operators and by our own: differences, times, and the kernels of one call."""
+    with Bundle.open(folder / "bundle", device=device) as bundle:
+        graphs = {n: g for n, g in bundle.manifest.graphs.items() if ort_kernels.DIALECT in g.dialects}
+    for name, graph in graphs.items():
+        outputs = {}
+        for label, dialect in (("cuda", "cuda"), ("kernels", ort_kernels.DIALECT)):
+            with Bundle.open(folder / "bundle", device=device) as bundle, warnings.catch_warnings():
+                warnings.simplefilter("error", ort.Slower)  # nothing else in the place of our kernels
+                only = replace(graph, dialects={dialect: graph.dialects[dialect]})
+                bundle.manifest = replace(bundle.manifest, graphs={**bundle.manifest.graphs, name: only})
+                opened = timed(bundle.engine, name)
+                engine = bundle.engine(name)
+                feeds = [random_feeds(graph.spec, sizes_of(bundle, name), seed) for seed in range(3)]
+                first = [timed(engine, feeds[0]) for _ in range(3)]
+                outputs[label] = [engine(feed) for feed in feeds]
+                call = bound_call(engine, feeds)
+                times = timed_calls(call)
+                table = profiled_kernels(call, device)
+            yield {
+                "name": name,
+                "label": label,
+                "open_s": opened,
+                "first": first,
+                **times,
+                "kernels_us": sum(microseconds for _, _, microseconds in table),
+                "launches": sum(launches for _, launches, _ in table),
+                "top": table,
+            }
+        pairs = zip(outputs["kernels"], outputs["cuda"], strict=True)
+        difference = [max(relative_errors(ours, theirs).values()) for ours, theirs in pairs]
+        yield {"name": name, "difference": difference, "nan": bool(np.isinf(difference).any())}
+
+
+def profiled_kernels(call: Callable[[int], object], device: str) -> list[tuple[str, int, float]]:
+    """Of the kernels and copies of one call: name, launches, microseconds; those that take longest first."""
+    import torch
+
+    kind = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as profile:
+        call(0)
+    found = defaultdict[str, list[float]](list)
+    for event in profile.events():
+        if event.device_type.name == "CUDA":
+            found[event.name].append(event.self_device_time_total)
+    return sorted(((name, len(each), sum(each)) for name, each in found.items()), key=lambda row: -row[2])
 
 
 def options(folder: Path, device: str) -> Iterator[dict[str, Any]]:
@@ -188,12 +268,16 @@ def loop(folder: Path, device: str) -> Iterator[dict[str, Any]]:
     """What a step takes beyond the run of the session, in one process from cold to warm."""
     runs = list[float]()
     session = onnxruntime.InferenceSession
-    run = session.run_with_iobinding
+    method = "run" if device == "cpu" else "run_with_iobinding"
+    run = getattr(session, method)
 
-    def counted(self: Any, binding: Any, options: Any = None) -> None:
-        runs.append(timed(run, self, binding, options))
+    def counted(*arguments: Any) -> Any:
+        before = time.perf_counter()
+        outputs = run(*arguments)
+        runs.append(time.perf_counter() - before)
+        return outputs
 
-    session.run_with_iobinding = counted
+    setattr(session, method, counted)
     started = time.perf_counter()
     with Pipeline.load(folder / "bundle", device=device, safety_checker=False) as pipeline:
         loaded = time.perf_counter() - started
@@ -218,31 +302,37 @@ def loop(folder: Path, device: str) -> Iterator[dict[str, Any]]:
                 "steps": steps,
                 "seconds_to_decode": decode,
             }
-    session.run_with_iobinding = run
+    setattr(session, method, run)
 
 
-def command(folder: Path, device: str, png: str, noise: str = "numpy") -> list[str]:
-    """Draws a picture in a process of its own."""
-    flags = ["--num-inference-steps", str(STEPS), "--seed", "0", "--device", device, "--noise", noise, "--force"]
-    flags += ["-o", str(folder / png), "--bundle", str(folder / "bundle")]
-    return [sys.executable, "-c", COMMAND, "generate", PROMPT, *flags]
+def out_of_memory(folder: Path, device: str) -> Iterator[dict[str, Any]]:
+    """A picture that does not fit: `generate` says so, and `run` draws the next job."""
+    with tempfile.TemporaryDirectory() as out:
+        few = ["--num-inference-steps", "1", "--guidance-scale", "1", "--force", "-o", f"{out}/large.png"]
+        for size in LARGE:
+            line = command(folder, device, "generate", PROMPT, "--size", f"{size}x{size}", *few)
+            done = subprocess.run(line, capture_output=True, text=True)
+            yield {"name": f"generate {size}", "status": done.returncode, "said": done.stderr.splitlines()}
+            if done.returncode != 0:
+                break
+        assert done.returncode == 2
+        assert "out of memory" in done.stderr
+        settings = {"prompt": PROMPT, "num_inference_steps": 1, "guidance_scale": 1}
+        jobs = [settings | {"width": size, "height": size}, settings]
+        (Path(out) / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+        (Path(out) / "drawn").mkdir()
+        line = command(folder, device, "run", f"{out}/jobs.jsonl", "--retries", "0", "-o", f"{out}/drawn")
+        done = subprocess.run(line, capture_output=True, text=True)
+        drawn = len(list(Path(out, "drawn").glob("*.png")))
+        yield {"name": "run", "status": done.returncode, "drawn": drawn, "said": done.stderr.splitlines()}
+        assert (done.returncode, drawn) == (1, 1)
+        assert "out of memory" in done.stderr
 
 
-def start(folder: Path, device: str) -> Iterator[dict[str, Any]]:
-    """A process with the bundle in hand draws its first picture."""
-    seconds = [timed(subprocess.run, command(folder, device, "ours.png"), check=True) for _ in range(3)]
-    yield {"name": "edgediffusion generate", "seconds": seconds}
-
-
-def memory(folder: Path, device: str) -> Iterator[dict[str, Any]]:
-    """Peak device memory of a process that draws a picture, ours and that of diffusers in float16."""
-    with watch_memory() as peak:
-        subprocess.run(command(folder, device, "ours.png"), check=True)
-    yield {"name": "edgediffusion generate", "peak_bytes": peak}
-    with watch_memory() as peak:
-        theirs = [str(folder / "diffusers"), PROMPT, str(STEPS), str(folder / "theirs.png")]
-        seconds = timed(subprocess.run, [sys.executable, "-c", DIFFUSERS, *theirs], check=True)
-    yield {"name": "diffusers, float16", "peak_bytes": peak, "seconds": seconds}
+def command(folder: Path, device: str, *arguments: str) -> list[str]:
+    """Of ours, in a process of its own, on the bundle."""
+    model = ["--bundle", str(folder / "bundle"), "--device", device]
+    return [sys.executable, "-c", COMMAND, *arguments, *model]
 
 
 def picture(folder: Path, device: str) -> Iterator[dict[str, Any]]:
@@ -251,47 +341,21 @@ def picture(folder: Path, device: str) -> Iterator[dict[str, Any]]:
     from diffusers import DiffusionPipeline
     from PIL import Image
 
-    subprocess.run(command(folder, device, "ours.png", "torch-cpu"), check=True)
-    kind: Any = DiffusionPipeline
-    pipeline: Any = kind.from_pretrained(folder / "diffusers", safety_checker=None)
+    with tempfile.TemporaryDirectory() as out:
+        flags = ["--num-inference-steps", str(STEPS), "--seed", "0", "--noise", "torch-cpu", "-o", f"{out}/ours.png"]
+        subprocess.run(command(folder, device, "generate", PROMPT, *flags), check=True)
+        ours = np.asarray(Image.open(f"{out}/ours.png"))
+        kind: Any = DiffusionPipeline
+        checkpoint = write_checkpoint(folder / "bundle", Path(out), say)
+        pipeline: Any = kind.from_pretrained(checkpoint, safety_checker=None)
     pipeline = pipeline.to(device=device, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(PROMPT, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0)).images[0]
-    theirs, ours = np.asarray(drawn), np.asarray(Image.open(folder / "ours.png"))
+    generator = torch.Generator().manual_seed(0)
+    theirs = np.asarray(pipeline(PROMPT, num_inference_steps=STEPS, generator=generator).images[0])
     yield {"name": "psnr", "dB": psnr(theirs, ours), "std": float(theirs.std())}
 
 
-def peers(folder: Path, device: str) -> Iterator[dict[str, Any]]:
-    """diffusers' UNet and decoder in float16 with channels last: eager, and compiled as its documentation has it."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    kinds: tuple[tuple[Any, str], ...] = ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
-    for compiled in (False, True):
-        for kind, name in kinds:
-            model = kind.from_pretrained(folder / "diffusers" / name, torch_dtype=torch.float16)
-            model = model.to(device, memory_format=torch.channels_last).eval()
-            latent = model.config.sample_size // (1 if name == "unet" else 8)
-            sample = torch.randn(2 if name == "unet" else 1, 4, latent, latent, device=device, dtype=torch.float16)
-            sample = sample.to(memory_format=torch.channels_last)
-            context = torch.randn(2, 77, 768, device=device, dtype=torch.float16)
-            call = model if name == "unet" else model.decode
-            if compiled:
-                call = torch.compile(call, mode="reduce-overhead", fullgraph=True)
-            arguments = (sample, 500, context) if name == "unet" else (sample,)
-
-            def once(call: Any = call, arguments: Any = arguments) -> None:
-                with torch.inference_mode():
-                    call(*arguments, return_dict=False)
-                torch.cuda.synchronize()
-
-            first = timed(once)
-            seconds = [timed(once) for _ in range(WARM_UP + CALLS)][WARM_UP:]
-            label = "torch.compile" if compiled else "eager"
-            yield {"name": f"diffusers {name}, {label}", "ms": quantiles(seconds), "seconds_of_first_call": first}
-
-
-STAGES = {f.__name__: f for f in (components, options, loop, start, memory, picture, peers)}
+STAGES = {f.__name__: f for f in (components, kernels, options, loop, out_of_memory, picture)}
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -307,11 +371,10 @@ def environment(device: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    stage, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    stage, folder, out = sys.argv[1], Path(sys.argv[2]).absolute(), Path(sys.argv[3])
     device = sys.argv[4] if len(sys.argv) > 4 else "cuda"
     rows = []
     for row in STAGES[stage](folder, device):
         rows.append(row)
-        sys.stderr.write(f"{stage}: {json.dumps({k: v for k, v in row.items() if k not in ('placement', 'steps')})}\n")
-        content = {"stage": stage, "environment": environment(device), "rows": rows}
-        out.write_text(json.dumps(content, indent=1) + "\n")
+        say(f"{stage}: {json.dumps({k: v for k, v in row.items() if k not in ('placement', 'steps', 'top')})}")
+    write_text(out, json.dumps({"stage": stage, "environment": environment(device), "rows": rows}, indent=1) + "\n")
