@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,42 @@ def test_our_own_kernels_keep_it_too(graph: onnx.ModelProto, bundle: Path) -> No
         assert relative_error(run(clean(to_portable(model)), inputs), wanted) < TOLERANCE, name
     _, changed = to_own_kernels(to_cuda_dialect(graph)[0])
     assert {op_type: count for op_type, count in changed.items() if count} == OWN_PLACES[graph.graph.name]
+
+
+CONV = "NhwcConv<kernel_shape = [1, 1], strides = [1, 1], pads = [0, 0, 0, 0], dilations = [1, 1], group = 1>"
+NORM = "GroupNorm<groups = 2, epsilon = 1e-5, activation = 1, channels_last = 1>"
+# Who reads the result c of a convolution with a bias, what is given, and what becomes of it.
+READERS = {
+    "an output too": (f"y = {NORM}(c, s, t) z = Identity(c)", "c, y", {"BiasGroupNorm": 1}),
+    "two norms": (f"y = {NORM}(c, s, t) z = {NORM}(c, t, s)", "y, z", {"BiasGroupNorm": 2, "BiasAdd": 1}),
+    "itself": ("y = Add(c, c) z = Identity(c)", "y, z", {"BiasAdd": 1}),
+    "itself in a norm": (f"y, z = Skip{NORM}(c, s, t, c)", "y, z", {"BiasGroupNorm": 1, "BiasAdd": 1}),
+    "a term without pixels": ("y = Add(c, e)", "y", {"BiasAdd": 1}),
+    "another with the same bias": (f"d = {CONV}(c, w, b) y = Add(c, d)", "y", {"BiasAdd": 2}),
+    "a norm with a term": (f"y, z = Skip{NORM}(c, s, t, x)", "y, z", {"BiasGroupNorm": 1}),
+}
+
+
+@pytest.mark.parametrize("readers", READERS)
+def test_a_bias_is_added_once_for_each_reader(readers: str) -> None:
+    body, given, wanted = READERS[readers]
+    text = "{" + f"s = Cast<to = 1>(scale) t = Cast<to = 1>(shift) c = {CONV}(x, w, b) {body}" + "}"
+    for name in ("x", "c", "d"):  # as `to_channels_last` names pictures
+        text = re.sub(rf"\b{name}\b(?!\d)", f'"{name}/channels_last"', text)
+    results = [f"float[1, 3, 5, 8] {name}" for name in given.replace("c", '"c/channels_last"').split(", ")]
+    text = re.sub(r"\b(NhwcConv|(Skip)?GroupNorm)\b", r"com.microsoft.\1", text)
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]> '
+        f'g (float[1, 3, 5, 8] "x/channels_last") => ({", ".join(results)}) {text}'
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"w": (8, 1, 1, 8), "b": (8,), "scale": (8,), "shift": (8,), "e": (1, 1, 1, 8)}
+    for name, shape in shapes.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name))
+    inputs = {"x/channels_last": rng.standard_normal((1, 3, 5, 8), dtype=np.float32)}
+    own, changed = to_own_kernels(model)
+    assert {op_type: count for op_type, count in changed.items() if count} == wanted
+    assert relative_error(run(clean(to_portable(own)), inputs), run(clean(to_portable(model)), inputs)) < TOLERANCE
 
 
 def test_pictures_are_transposed_at_the_ends_only(graph: onnx.ModelProto) -> None:

@@ -184,7 +184,7 @@ def _move_bias(graph: _Graph, conv: onnx.NodeProto) -> None:
 def _give(graph: _Graph, reader: onnx.NodeProto, value: str, bias: str) -> bool:
     """Whether `reader` was given `bias`, beside what it has."""
     place = {"BiasGroupNorm": BIAS, "BiasAdd": 1}.get(reader.op_type)
-    if place is None or value not in (reader.input[0], reader.input[-1]):
+    if place is None or (reader.input[0] == value) == (reader.input[-1] == value):
         return False
     if reader.input[place]:
         both = f"{bias}/and/{reader.input[place]}"
