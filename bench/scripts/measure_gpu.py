@@ -121,7 +121,7 @@ def run(folder: Path, commands: Mapping[str, Sequence[str]]) -> None:
                     steps.write(f"{line}\n")
     finally:
         for process in running.values():
-            process.terminate()  # `timeout` passes it on
+            process.send_signal(signal.SIGINT)  # `timeout` passes it on
             process.wait()
 
 

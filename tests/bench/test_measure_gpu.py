@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,18 @@ def test_the_limit_ends_a_step_and_what_it_started(tmp_path: Path) -> None:
     assert (name, status) == ("waits", "124")
     assert int(seconds) < 20
     assert (tmp_path / "waits.txt").read_text().count("KeyboardInterrupt") == 2
+
+
+def test_an_interrupt_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupted)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        measure_gpu.run(tmp_path, {"waits": ["sleep", "60"], "too": ["sleep", "60"]})
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "steps.txt").exists()
 
 
 def test_an_unknown_step(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
