@@ -27,6 +27,7 @@ from .tensorrt_versions import TensorRT, load
 # Sets of input shapes whose buffers and captured launches are kept.
 MAX_KEPT = 8
 Shapes = tuple[tuple[int, ...], ...]
+_ANOTHER = "delete it and build another"
 _DTYPES = {"FLOAT": "f4", "HALF": "f2", "INT32": "i4", "INT64": "i8", "INT8": "i1", "UINT8": "u1", "BOOL": "?"}
 
 
@@ -87,7 +88,7 @@ _SCRATCH = Scratch()
 class Plan:
     """A plan that was loaded, with a context for each of its profiles, and the shapes that each was `set_to` last."""
 
-    def __init__(self, tensorrt: TensorRT, entry: Entry, model: Path) -> None:
+    def __init__(self, tensorrt: TensorRT, entry: Entry, job: Job) -> None:
         self.entry = entry
         self._tensorrt = tensorrt
         logger = make_logger(tensorrt.module)
@@ -98,11 +99,12 @@ class Plan:
         self.errors: list[str] = logger.errors
         if self.engine is None:
             raise self._refused()
+        self._check_names(job.spec)
         self._keep = (runtime, logger)
         if "weight_streaming" in entry.recipe.flags:
             self._stream_weights()
         if "weight_stripped" in entry.recipe.flags:
-            self._refit(model, logger)
+            self._refit(job.path, logger)
         self._contexts: dict[int, Any] = {}
         self.set_to: dict[int, Shapes] = {}
 
@@ -110,7 +112,14 @@ class Plan:
         told = "; ".join(self.errors[-2:])
         if out_of_memory(self.errors):
             return OutOfMemory(f"{self.entry.plan}: out of device memory while loading ({told}); free some of it")
-        return EngineError(f"{self.entry.plan}: {self._tensorrt.version.label} refuses it ({told}); build it again")
+        return EngineError(f"{self.entry.plan}: {self._tensorrt.version.label} refuses it ({told}); {_ANOTHER}")
+
+    def _check_names(self, spec: GraphSpec) -> None:
+        found = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        expected = [tensor.name for tensor in (*spec.inputs, *spec.outputs)]
+        if sorted(found) != sorted(expected):
+            names = f"inputs and outputs {', '.join(found)}, expected {', '.join(expected)}"
+            raise EngineError(f"{self.entry.plan}: {names}; {_ANOTHER}")
 
     def _stream_weights(self) -> None:
         """Keep as many weights on the GPU as leave a quarter of its memory to other engines and their outputs."""
@@ -282,7 +291,7 @@ class PlanRun:
         """None where it was damaged and may be built again."""
         if entry.plan not in self._plans:
             try:
-                self._plans[entry.plan] = Plan(self._tensorrt, entry, self._job.path)
+                self._plans[entry.plan] = Plan(self._tensorrt, entry, self._job)
             except DamagedEngine as error:
                 if not self._building.allowed:
                     raise

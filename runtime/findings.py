@@ -76,8 +76,13 @@ def gpu() -> Finding:
 
 def libraries() -> Finding:
     """Those that edgediffusion cannot do without."""
+    try:
+        requirements = importlib.metadata.requires("edgediffusion") or ()
+    except importlib.metadata.PackageNotFoundError:
+        reason = "edgediffusion itself is not installed, this is a folder of its source"
+        return Finding(name="libraries", found=reason, passed=False, remedy="pip install -e . (in that folder)")
     found, missing = [], []
-    for requirement in importlib.metadata.requires("edgediffusion") or ():
+    for requirement in requirements:
         match = re.match(r"[\w.-]+", requirement)
         if match is None or "extra ==" in requirement:
             continue

@@ -216,6 +216,10 @@ class FakeTensorRT:
         if name == "tensorrt_rtx":
             self.ComputeCapability = SimpleNamespace(SM75=75, SM89=89, SM120=120)
 
+    def function(self, model: str) -> Function:
+        """What the graph in this file computes."""
+        return self.functions[Path(model).stem]
+
     def OnnxParserRefitter(self, refitter: Any, logger: Any) -> Any:
         def refit_from_file(model: str) -> bool:
             refitter.engine.refitted = Path(model).exists()
@@ -267,7 +271,7 @@ class FakeTensorRT:
             "inputs": {tensor.name: [TYPES[tensor.spec.dtype], tensor.shape] for tensor in inputs},
             "outputs": {tensor.name: TYPES[tensor.spec.dtype] for tensor in outputs},
             "profiles": [profile.shapes for profile in config.profiles],
-            "function": Path(network.model).stem,
+            "model": network.model,
             "stripped": "STRIP_PLAN" in config.flags,
             "version": self.__version__,
         }
@@ -288,7 +292,10 @@ class FakeTensorRT:
 
     def Runtime(self, logger: Any) -> Any:
         def deserialize(plan: bytes) -> FakeEngine | None:
-            record = json.loads(plan)
+            try:
+                record = json.loads(plan)
+            except ValueError:
+                record = {"version": "none"}
             if record["version"] != self.__version__:
                 logger.log(1, f"Version tag does not match.\nCurrent {self.__version__}")
                 return None
@@ -367,6 +374,13 @@ class FakeEngine:
             self.streamable_weights_size = self.weight_streaming_budget_v2 = 50 << 30
             self.create_execution_context = lambda strategy: FakeContext(self)
 
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.record["inputs"] | self.record["outputs"])
+
+    def get_tensor_name(self, i: int) -> str:
+        return str([*self.record["inputs"], *self.record["outputs"]][i])
+
     def get_tensor_dtype(self, name: str) -> Any:
         inputs, outputs = self.record["inputs"], self.record["outputs"]
         return SimpleNamespace(name=inputs[name][0] if name in inputs else outputs[name])
@@ -403,7 +417,7 @@ class FakeContext:
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._compute({n: np.zeros(s, np.float32) for n, s in self.shapes.items()})[name].shape)
+        return tuple(self._compute({n: np.zeros(s, self._dtype(n)) for n, s in self.shapes.items()})[name].shape)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -431,4 +445,4 @@ class FakeContext:
         return BY_NAME[self.engine.get_tensor_dtype(name).name]
 
     def _compute(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        return self.engine.trt.functions[self.engine.record["function"]](feeds)
+        return self.engine.trt.function(self.engine.record["model"])(feeds)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +337,17 @@ def test_a_plan_that_tensorrt_refuses(fake: FakeTensorRT, model: Path, monkeypat
     build(model)
     monkeypatch.setattr(fake, "Runtime", lambda logger: type("R", (), {"deserialize_cuda_engine": lambda s, p: None})())
     with pytest.raises(EngineError, match=r"\.plan: TensorRT 10 refuses it \(\); "):
+        open_built(model)
+
+
+def test_a_plan_of_another_graph(fake: FakeTensorRT, model: Path, tmp_path: Path) -> None:
+    build(model)
+    (entry,) = Store(tmp_path / "cache").entries()
+    plan = entry.read().replace(b'"offset"', b'"of"')
+    built = replace(entry.built, bytes=len(plan), sha256=hashlib.sha256(plan).hexdigest())
+    Store(tmp_path / "cache").add(entry.recipe, built, plan)
+    message = r"\.plan: inputs and outputs .*, expected .*; delete it and build another$"
+    with pytest.raises(EngineError, match=message):
         open_built(model)
 
 

@@ -74,6 +74,16 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.passed, found.found, found.remedy) == (False, "no no-such-library", "pip install no-such-library")
 
 
+def test_a_source_tree_that_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    found = findings.libraries()
+    assert (found.passed, found.remedy) == (False, "pip install -e . (in that folder)")
+    assert found.found == "edgediffusion itself is not installed, this is a folder of its source"
+
+
 @pytest.mark.parametrize(("free", "passed"), [(None, True), (100 << 20, False), (1 << 30, True)])
 def test_free_memory(free: int | None, passed: bool) -> None:
     found = findings.memory(free)
