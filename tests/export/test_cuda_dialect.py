@@ -287,3 +287,12 @@ def test_a_wider_kernel_is_a_constant_when_the_graph_is_loaded(
     )
     nodes = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert [op_type for op_type in nodes if op_type != "Cast"] == ["Conv"]
+
+
+def test_a_pad_without_a_value_is_left_as_it_is() -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[1, 1, h, w] x) => (float[1, 1, i, j] y)'
+        "<int64[8] pads = {0, 0, 0, 0, 0, 0, 1, 1}, float[1, 1, 1, 1] k = {1}>"
+        "{ padded = Pad(x, pads) y = Conv(padded, k) }"
+    )
+    assert [node.op_type for node in widen_kernels(model).graph.node] == ["Pad", "Conv"]

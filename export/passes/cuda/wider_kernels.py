@@ -28,8 +28,10 @@ def widen_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for pad in graph.of_type("Pad"):
         conv = graph.only_reader(pad.output[0], "Conv")
+        if conv is None or len(pad.input) < 3:
+            continue
         pads, value = (graph.constant(name) for name in pad.input[1:3])
-        if conv is None or pads is None or pads.tolist() != BELOW_AND_RIGHT or not is_scalar(value, 0):
+        if pads is None or pads.tolist() != BELOW_AND_RIGHT or not is_scalar(value, 0):
             continue
         weight = conv.input[1]
         if weight in weights and all(attribute(conv, name) == wanted for name, wanted in SHAPE.items()):
