@@ -75,6 +75,19 @@ def test_against_torch(machine: Machine) -> None:
     machine.run(*verify, "--no-build")
 
 
+@pytest.mark.slow
+def test_half_precision(machine: Machine, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="a bundle in float16 is exported")
+    from edgediffusion.export.options import Options
+    from edgediffusion.export.write_bundle import export_bundle
+
+    bundle = tmp_path / "half"
+    export_bundle(request.getfixturevalue("checkpoint"), bundle, Options(dtype={"": "float16"}))
+    machine.run(*machine.build("--jobs", 3, *DRAWING, bundle=bundle))
+    assert machine.engine("unet").recipe.precision == "float16"
+    assert psnr(machine.draw(bundle=bundle), reference("64x64", bundle=bundle)[0]) > HALF
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["gpu"], indirect=True, scope="session")
 def test_onnx_runtime_with_tensorrt(machine: Machine) -> None:
