@@ -61,17 +61,21 @@ struct Pair {
   Eight x, skip;
 };
 
+// Where there is no skip it is zero.
+__device__ Pair pair_at(const Eight *__restrict__ x, const Eight *__restrict__ skip, long long place) {
+  return Pair{x[place], skip == nullptr ? Eight{} : skip[place]};
+}
+
 __device__ float over_warp(float value) {
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
   return value;
 }
 
-// The sums of each group over all threads of the block: `keep(group, (of values, of squares))` is called for each, by
-// one thread. `shared` has room for eight of them from each thread.
-template <typename Keep>
-__device__ void sum_groups(const float (&sum)[WIDTH], const float (&squares)[WIDTH], float2 *shared,
-                           int channels_a_group, const Keep &keep) {
-  const int columns = blockDim.x, channels = columns * WIDTH, groups = channels / channels_a_group;
+// What each group sums up to over all threads of the block, of values and of squares: to `of_groups`. `shared` has room
+// for eight of them from each thread.
+__device__ void sum_groups(const float (&sum)[WIDTH], const float (&squares)[WIDTH], float2 *shared, int groups,
+                           float2 *__restrict__ of_groups) {
+  const int columns = blockDim.x, channels = columns * WIDTH, channels_a_group = channels / groups;
 #pragma unroll
   for (int i = 0; i < WIDTH; ++i)
     shared[threadIdx.y * channels + threadIdx.x * WIDTH + i] = make_float2(sum[i], squares[i]);
@@ -86,7 +90,7 @@ __device__ void sum_groups(const float (&sum)[WIDTH], const float (&squares)[WID
       of_group.y += one.y;
     }
     of_group = make_float2(over_warp(of_group.x), over_warp(of_group.y));
-    if (lane == 0) keep(group, of_group);
+    if (lane == 0) of_groups[group] = of_group;
   }
 }
 
@@ -96,7 +100,7 @@ __device__ float2 moments(const float2 &sums, float count, float epsilon) {
   return make_float2(mean, rsqrtf(fmaxf(sums.y / count - mean * mean, 0.f) + epsilon));
 }
 
-// What becomes of `value`: scaled and shifted, then its SiLU if `silu`.
+// What becomes of `from`: scaled and shifted, then its SiLU if `silu`.
 __device__ Eight scaled(const Eight &from, const float (&factor)[WIDTH], const float (&term)[WIDTH], int silu) {
   float value[WIDTH];
   widen(from, value);
@@ -143,18 +147,14 @@ extern "C" __global__ void __launch_bounds__(512)
   const long long picture = (long long)blockIdx.y * pixels;
   float terms[WIDTH] = {}, sum[WIDTH] = {}, squares[WIDTH] = {};
   add_terms(bias, embedding, column, columns, terms);
-  const auto load = [&](int pixel) {
-    const long long place = (picture + pixel) * columns + column;
-    return Pair{x[place], skip == nullptr ? Eight{} : skip[place]};
-  };
+  const auto load = [&](int pixel) { return pair_at(x, skip, (picture + pixel) * columns + column); };
   each_pixel<Pair>(first, end, load, [&](int pixel, const Pair &loaded) {
     const Eight rounded = added(loaded, terms);
     if (total != nullptr) total[(picture + pixel) * columns + column] = rounded;
     count_in(rounded, sum, squares);
   });
   if (sums == nullptr) return;
-  float2 *of_piece = sums + ((long long)blockIdx.y * gridDim.x + blockIdx.x) * groups;
-  sum_groups(sum, squares, shared, columns * WIDTH / groups, [&](int group, const float2 &of) { of_piece[group] = of; });
+  sum_groups(sum, squares, shared, groups, sums + ((long long)blockIdx.y * gridDim.x + blockIdx.x) * groups);
 }
 
 // y = x + bias + skip, where each pixel becomes four: twice as high and wide. x and skip have rows of `width` pixels.
@@ -166,10 +166,7 @@ extern "C" __global__ void __launch_bounds__(512)
   const long long picture = (long long)blockIdx.y * pixels;
   float terms[WIDTH] = {};
   add_terms(bias, nullptr, column, columns, terms);
-  const auto load = [&](int pixel) {
-    const long long place = (picture + pixel) * columns + column;
-    return Pair{x[place], skip == nullptr ? Eight{} : skip[place]};
-  };
+  const auto load = [&](int pixel) { return pair_at(x, skip, (picture + pixel) * columns + column); };
   each_pixel<Pair>(first, end, load, [&](int pixel, const Pair &loaded) {
     const Eight rounded = added(loaded, terms);
     const long long above = picture * 4 + (long long)(pixel / width) * width * 4 + pixel % width * 2;
@@ -270,7 +267,7 @@ extern "C" __global__ void layer_norm(const Eight *__restrict__ x, const Eight *
 
 // y = left * gelu(right) (arXiv:2002.05202) of the halves of x + bias; x: (tokens, 2 columns), bias: (2 columns).
 extern "C" __global__ void geglu(const Eight *__restrict__ x, const Eight *__restrict__ bias,
-                                      Eight *__restrict__ y, int tokens, int columns) {
+                                 Eight *__restrict__ y, int tokens, int columns) {
   const long long count = (long long)tokens * columns, step = (long long)gridDim.x * blockDim.x;
   for (long long place = (long long)blockIdx.x * blockDim.x + threadIdx.x; place < count; place += step) {
     const int column = place % columns;
