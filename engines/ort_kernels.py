@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
 from .errors import BackendUnavailable, one_line
-from .ort_cuda import CHECKS, find_driver
+from .ort_cuda import CHECKS, built_for, find_driver
 from .ort_cuda import open_session as open_on_cuda
 from .packed import File
 
@@ -34,7 +35,7 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
     """
     for check in CHECKS:
         check()
-    _give_kernels()
+    give_kernels()
     try:
         options.register_custom_ops_library(str(LIBRARY))
     except Exception as error:
@@ -43,7 +44,14 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
 
 
 @functools.cache
-def _give_kernels() -> None:
+def give_kernels() -> None:
+    """Compile the kernels for the first GPU and give them to the library, once a process; `CHECKS` have passed.
+
+    Raises:
+        NoKernels: see `open_session`.
+    """
+    if sys.platform != "linux":
+        raise NoKernels("our own kernels are for Linux", "take Linux, or WSL")
     try:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError as error:  # there was no compiler, or it is another machine's
@@ -76,7 +84,6 @@ def compile_kernels(capability: str) -> bytes:
     Raises:
         NoKernels: NVRTC is missing, or does not know these GPUs.
     """
-    remedy = "pip install --upgrade cuda-bindings 'onnxruntime-gpu[cuda,cudnn]'"
     try:
         from cuda.bindings import nvrtc
 
@@ -87,8 +94,13 @@ def compile_kernels(capability: str) -> bytes:
         _nvrtc(nvrtc.nvrtcGetCUBIN(program, cubin))
         _nvrtc(nvrtc.nvrtcDestroyProgram(program))
     except (ImportError, RuntimeError) as error:  # cuda-bindings raises RuntimeError where the library is missing
-        raise NoKernels(f"CUDA's compiler NVRTC does not work here ({error})", remedy) from error
+        raise NoKernels(f"CUDA's compiler NVRTC does not work here ({error})", _nvrtc_anew()) from error
     return cubin
+
+
+def _nvrtc_anew() -> str:
+    """What installs NVRTC, of the CUDA that this ONNX Runtime was built for."""
+    return f"pip install --upgrade 'cuda-bindings=={built_for() or 13}.*' 'cuda-toolkit[nvrtc]=={built_for() or 13}.*'"
 
 
 def _nvrtc(result: tuple[Any, ...]) -> Any:

@@ -37,12 +37,14 @@ class Finding:
 
 
 def find(probes: Sequence[Probe]) -> tuple[Finding, ...]:
-    """Driver, GPU, libraries, memory, cache with its disk, clock; `probes` say which backends work."""
+    """Driver, GPU, our kernels, libraries, memory, cache with its disk, clock; `probes` say which backends work."""
     builds = any(probe.works and BACKENDS[probe.backend].builds for probe in probes)
     installed = Path(__file__).stat().st_mtime
+    cuda = any(probe.works for probe in probes if (probe.backend, probe.device) == ("ort", "cuda"))
     return (
         driver(DRIVERS),
         gpu(),
+        kernels(cuda),
         libraries(),
         memory(free_memory()),
         cache(Store.of_user().folder, builds),
@@ -72,6 +74,19 @@ def gpu() -> Finding:
     except BackendUnavailable as error:
         return Finding(name="gpu", found=error.reason)
     return Finding(name="gpu", found=f"{gpu.name}, {gpu.compute_capability}, {gpu.memory >> 20} MiB, {gpu.driver}")
+
+
+def kernels(works: bool) -> Finding:
+    """Our own, which ONNX Runtime runs on an NVIDIA GPU where it `works` there; without them that is slower."""
+    if not works:
+        return Finding(name="our kernels", found="not used, since ort on cuda does not work")
+    from edgediffusion.engines.ort_kernels import NoKernels, give_kernels
+
+    try:
+        give_kernels()
+    except NoKernels as error:
+        return Finding(name="our kernels", found=f"not used, so ort on cuda is slower: {error}")
+    return Finding(name="our kernels", found="compiled for this GPU")
 
 
 def libraries() -> Finding:

@@ -110,7 +110,7 @@ def test_a_compiler_that_does_not_know_the_gpu_is_told() -> None:
 def test_a_library_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ort_kernels, "LIBRARY", tmp_path / "ort_operators.so")
     monkeypatch.setattr(ort_kernels, "CHECKS", ())
-    ort_kernels._give_kernels.cache_clear()
+    ort_kernels.give_kernels.cache_clear()
     with pytest.raises(
         NoKernels, match=r"our own kernels are missing \(.*ort_operators\.so: cannot open.*install a C compiler"
     ):
@@ -118,15 +118,22 @@ def test_a_library_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_library_of_other_sources_or_another_machine_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ort_kernels._give_kernels.cache_clear()
+    ort_kernels.give_kernels.cache_clear()
     changed = tmp_path / "kernels.cu"
     changed.write_bytes(ort_kernels.SOURCE.read_bytes() + b"\n")
     monkeypatch.setattr(ort_kernels, "SOURCE", changed)
     with pytest.raises(NoKernels, match="compiled of other sources than are here; install edgediffusion anew"):
-        ort_kernels._give_kernels()
+        ort_kernels.give_kernels()
     monkeypatch.setattr(ort_kernels, "LIBRARY", changed)
     with pytest.raises(NoKernels, match=r"our own kernels are missing \(.*invalid ELF header"):
-        ort_kernels._give_kernels()
+        ort_kernels.give_kernels()
+
+
+def test_elsewhere_than_on_linux_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    ort_kernels.give_kernels.cache_clear()
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(NoKernels, match="our own kernels are for Linux; take Linux, or WSL"):
+        ort_kernels.give_kernels()
 
 
 def test_without_them_the_providers_own_dialect_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -149,7 +156,7 @@ def test_without_them_the_providers_own_dialect_is_opened(monkeypatch: pytest.Mo
 
 def on_gpu(encoded: bytes, feeds: dict[str, Array]) -> list[Array]:
     """What a session on the first GPU gives, twice, bit for bit the same."""
-    ort_kernels._give_kernels()
+    ort_kernels.give_kernels()
     onnxruntime.preload_dlls()
     session = onnxruntime.InferenceSession(encoded, with_library(), providers=["CUDAExecutionProvider"])
     first, second = session.run(None, feeds), session.run(None, feeds)

@@ -6,9 +6,11 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from edgediffusion.engines import ort_kernels
 from edgediffusion.engines.cuda import Gpu
 from edgediffusion.engines.errors import BackendUnavailable
 from edgediffusion.engines.probe import Probe
@@ -21,10 +23,18 @@ WORKS = Probe(backend="ort", device="cpu", versions={}, works=True)
 
 def test_what_is_found_here() -> None:
     found = findings.find([WORKS])
-    assert [finding.name for finding in found] == ["driver", "gpu", "libraries", "free memory", "cache", "clock"]
+    assert [finding.name for finding in found] == [
+        "driver",
+        "gpu",
+        "our kernels",
+        "libraries",
+        "free memory",
+        "cache",
+        "clock",
+    ]
     assert all(finding.passed == (finding.remedy == "") for finding in found)
-    assert "numpy " in found[2].found
-    assert "onnxruntime" not in found[2].found  # an extra's
+    assert "numpy " in found[3].found
+    assert "onnxruntime" not in found[3].found  # an extra's
 
 
 @pytest.mark.parametrize("bad", [False, True])
@@ -108,6 +118,15 @@ def test_a_cache_that_cannot_be_used(builds: bool, tmp_path: Path, monkeypatch: 
     assert (found.passed, found.remedy) == (
         (False, "set XDG_CACHE_HOME to a folder that this user may write to") if builds else (True, "")
     )
+
+
+def test_whether_our_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings.kernels(False).found == "not used, since ort on cuda does not work"
+    monkeypatch.setattr(ort_kernels, "give_kernels", lambda: None)
+    assert findings.kernels(True).found == "compiled for this GPU"
+    monkeypatch.setattr(ort_kernels, "give_kernels", Mock(side_effect=ort_kernels.NoKernels("no compiler", "get one")))
+    found = findings.kernels(True)
+    assert (found.passed, found.found) == (True, "not used, so ort on cuda is slower: no compiler; get one")
 
 
 def test_a_clock_that_was_not_set() -> None:
