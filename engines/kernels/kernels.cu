@@ -170,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(512)
   each_pixel<Pair>(first, end, load, [&](int pixel, const Pair &loaded) {
     const Eight rounded = added(loaded, terms);
     const long long above = picture * 4 + (long long)(pixel / width) * width * 4 + pixel % width * 2;
-    Eight *upper = y + above * columns + column, *lower = upper + 2 * width * columns;
+    Eight *upper = y + above * columns + column, *lower = upper + 2LL * width * columns;
     upper[0] = upper[columns] = lower[0] = lower[columns] = rounded;
   });
 }

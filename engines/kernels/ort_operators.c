@@ -100,6 +100,7 @@ typedef struct {
 
 enum { ADD_AND_SUM, NORMALIZE, ADD_AND_DOUBLE, LAYER_NORM, GEGLU, KERNELS };
 enum { MULTIPROCESSORS = 16, WIDTH = 8, THREADS = 512, WARP = 32, MAX_RANK = 4 };
+enum { MOST = 1 << 30, MOST_PICTURES = 65535 }; /* what a kernel counts to in one picture; blocks of a grid in y */
 
 static Driver driver;
 static const void *cubin;
@@ -165,33 +166,52 @@ static OrtStatus *read_shape(const OrtApi *api, const void *value, Shape *shape)
   void *info = NULL;
   TRY(CALL(api, TENSOR_SHAPE, const void *, void **)(value, &info));
   OrtStatus *status = CALL(api, DIMENSIONS_COUNT, const void *, size_t *)(info, &shape->rank);
-  int fits = status == NULL && shape->rank > 2 && shape->rank <= MAX_RANK;
+  int fits = status == NULL && shape->rank > 0 && shape->rank <= MAX_RANK;
   if (fits) status = CALL(api, DIMENSIONS, const void *, int64_t *, size_t)(info, shape->shape, shape->rank);
   ((void (*)(void *))api->function[RELEASE_SHAPE])(info);
-  if (status == NULL && !fits) return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take 3 or 4 dimensions");
+  if (status == NULL && !fits) return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take 1 to 4 dimensions");
   return status;
 }
 
-/* The addresses of `most` inputs, null for those that are left out, and the shape of the first, which that at the place
- * `skip` must have too. */
-static OrtStatus *read_inputs(const OrtApi *api, void *context, size_t most, size_t skip, void **data, Shape *shape) {
+/* The product of the dimensions from `first` to `end`. */
+static int64_t product(const Shape *shape, size_t first, size_t end) {
+  int64_t of = 1;
+  for (size_t i = first; i < end; ++i) of *= shape->shape[i];
+  return of;
+}
+
+static int64_t channels_of(const Shape *shape) { return shape->shape[shape->rank - 1]; }
+
+/* Of what size an input is: that of x, or with an entry for each channel, or for each picture and channel. */
+enum { LIKE_X = 'x', A_CHANNEL = 'c', A_PICTURE = 'p' };
+
+static int has_size(const Shape *shape, char size, const Shape *x) {
+  const size_t bytes = x->rank * sizeof *x->shape;
+  if (size == LIKE_X) return shape->rank == x->rank && memcmp(shape->shape, x->shape, bytes) == 0;
+  if (size == A_CHANNEL) return shape->rank == 1 && channels_of(shape) == channels_of(x);
+  return channels_of(shape) == channels_of(x) && product(shape, 0, shape->rank - 1) == x->shape[0];
+}
+
+/* The addresses of the inputs, null for those that are left out, and the shape of the first. `sizes`: a letter each. */
+static OrtStatus *read_inputs(const OrtApi *api, void *context, const char *sizes, void **data, Shape *x) {
   size_t count = 0;
   TRY(CALL(api, INPUT_COUNT, const void *, size_t *)(context, &count));
-  for (size_t i = 0; i < most; ++i) {
+  for (size_t i = 0; sizes[i] != '\0'; ++i) {
     const void *value = NULL;
+    Shape shape;
     data[i] = NULL;
     if (i < count) TRY(CALL(api, INPUT, const void *, size_t, const void **)(context, i, &value));
     if (value == NULL) continue;
-    if (i == 0) TRY(read_shape(api, value, shape));
-    if (i == skip) {
-      Shape other;
-      TRY(read_shape(api, value, &other));
-      if (other.rank != shape->rank || memcmp(other.shape, shape->shape, other.rank * sizeof *other.shape) != 0)
-        return failed(api, INVALID_ARGUMENT, "edgediffusion's operators add terms of one shape");
-    }
+    TRY(read_shape(api, value, &shape));
+    if (i == 0) *x = shape;
+    if (!has_size(&shape, sizes[i], x))
+      return failed(api, INVALID_ARGUMENT,
+                    sizes[i] == LIKE_X ? "edgediffusion's operators add terms of one shape"
+                                       : "edgediffusion's operators take terms for as many channels as x has");
     TRY(CALL(api, TENSOR_DATA, const void *, void **)(value, &data[i]));
   }
-  if (shape->shape[shape->rank - 1] % WIDTH != 0)
+  if (x->rank < 3) return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take pictures or tokens");
+  if (channels_of(x) < WIDTH || channels_of(x) % WIDTH != 0)
     return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take a multiple of 8 channels");
   return find_kernels(api);
 }
@@ -228,9 +248,10 @@ typedef struct {
 } Pieces;
 
 static OrtStatus *share_out(const OrtApi *api, const Shape *shape, Pieces *to) {
-  int64_t columns = shape->shape[shape->rank - 1] / WIDTH, pixels = 1;
+  int64_t columns = channels_of(shape) / WIDTH, pixels = product(shape, 1, shape->rank - 1);
   if (columns > THREADS) return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take at most 4096 channels");
-  for (size_t i = 1; i + 1 < shape->rank; ++i) pixels *= shape->shape[i];
+  if (shape->shape[0] > MOST_PICTURES || pixels > MOST)
+    return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take at most 65535 pictures of 2^30 pixels");
   int rows = THREADS / (int)columns, pictures = (int)shape->shape[0], pieces = pictures ? multiprocessors / pictures : 0;
   int most = (int)((pixels + rows - 1) / rows);
   pieces = pieces < 1 ? 1 : pieces < most ? pieces : most;
@@ -251,9 +272,9 @@ static OrtStatus *group_norm(void *made, void *context) {
   float epsilon = kernel->epsilon;
   Shape shape;
   Pieces pieces;
-  TRY(read_inputs(api, context, INPUTS, SKIP, in, &shape));
+  TRY(read_inputs(api, context, "xcccpx", in, &shape));
   TRY(share_out(api, &shape, &pieces));
-  if (groups < 1 || groups > THREADS / 2 || shape.shape[shape.rank - 1] % groups)
+  if (groups < 1 || groups > THREADS / 2 || channels_of(&shape) % groups)
     return failed(api, INVALID_ARGUMENT, "BiasGroupNorm: the groups do not fit the channels");
   const Shape of_sums = {{shape.shape[0], pieces.how.grid[0], groups, 2}, 4};
   TRY(output(api, context, 0, &shape, &y));
@@ -280,7 +301,7 @@ static OrtStatus *bias_add(void *made, void *context) {
   int no_groups = 0;
   Shape shape;
   Pieces pieces;
-  TRY(read_inputs(api, context, INPUTS, SKIP, in, &shape));
+  TRY(read_inputs(api, context, "xcx", in, &shape));
   TRY(share_out(api, &shape, &pieces));
   TRY(output(api, context, 0, &shape, &total));
   void *arguments[] = {&in[X], &in[BIAS],      &none,                  &in[SKIP],  &total,
@@ -294,7 +315,7 @@ static OrtStatus *bias_upsample(void *made, void *context) {
   void *in[INPUTS], *y;
   Shape shape;
   Pieces pieces;
-  TRY(read_inputs(api, context, INPUTS, SKIP, in, &shape));
+  TRY(read_inputs(api, context, "xcx", in, &shape));
   TRY(share_out(api, &shape, &pieces));
   if (shape.rank != 4) return failed(api, INVALID_ARGUMENT, "BiasUpsample takes pictures");
   int width = (int)shape.shape[2];
@@ -306,10 +327,13 @@ static OrtStatus *bias_upsample(void *made, void *context) {
 }
 
 /* Tokens and eights of channels. */
-static void count(const Shape *shape, int *tokens, int *columns) {
-  *columns = (int)(shape->shape[shape->rank - 1] / WIDTH);
-  *tokens = 1;
-  for (size_t i = 0; i + 1 < shape->rank; ++i) *tokens *= (int)shape->shape[i];
+static OrtStatus *count(const OrtApi *api, const Shape *shape, int *tokens, int *columns) {
+  const int64_t all = product(shape, 0, shape->rank - 1), eights = channels_of(shape) / WIDTH;
+  if (all > MOST || eights > MOST)
+    return failed(api, INVALID_ARGUMENT, "edgediffusion's operators take at most 2^30 tokens");
+  *tokens = (int)all;
+  *columns = (int)eights;
+  return NULL;
 }
 
 static OrtStatus *layer_norm(void *made, void *context) {
@@ -320,8 +344,8 @@ static OrtStatus *layer_norm(void *made, void *context) {
   int tokens, columns;
   float epsilon = kernel->epsilon;
   Shape shape;
-  TRY(read_inputs(api, context, INPUTS, INPUTS, in, &shape));
-  count(&shape, &tokens, &columns);
+  TRY(read_inputs(api, context, "xccc", in, &shape));
+  TRY(count(api, &shape, &tokens, &columns));
   if (columns > 8 * WARP) return failed(api, INVALID_ARGUMENT, "BiasLayerNorm takes at most 2048 channels");
   TRY(output(api, context, 0, &shape, &y));
   TRY(output(api, context, 1, &shape, &total));
@@ -337,11 +361,11 @@ static OrtStatus *geglu(void *made, void *context) {
   void *in[INPUTS], *y;
   int tokens, columns;
   Shape shape;
-  TRY(read_inputs(api, context, INPUTS, INPUTS, in, &shape));
-  if (shape.shape[shape.rank - 1] % (2 * WIDTH) != 0)
+  TRY(read_inputs(api, context, "xc", in, &shape));
+  if (channels_of(&shape) % (2 * WIDTH) != 0)
     return failed(api, INVALID_ARGUMENT, "BiasGeglu takes a multiple of 16 channels");
   shape.shape[shape.rank - 1] /= 2;
-  count(&shape, &tokens, &columns);
+  TRY(count(api, &shape, &tokens, &columns));
   TRY(output(api, context, 0, &shape, &y));
   const int64_t blocks = ((int64_t)tokens * columns + THREADS - 1) / THREADS, most = 16 * multiprocessors;
   const Launch how = {{(unsigned)(blocks < most ? blocks : most), 1}, {THREADS, 1}, 0};

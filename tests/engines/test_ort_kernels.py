@@ -234,6 +234,39 @@ def test_a_skip_of_another_shape_is_refused(op_type: str) -> None:
         on_gpu(model(op_type, given, ["y"]), given | {"skip": given["skip"][:, :1]})
 
 
+ATTRIBUTES = {
+    "BiasGroupNorm": {"groups": 2, "epsilon": EPSILON, "activation": 0},
+    "BiasLayerNorm": {"epsilon": EPSILON},
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("op_type", "term"), [(op, term) for op, terms in INPUTS.items() for term in terms[1:]])
+def test_a_term_that_does_not_fit_is_refused(op_type: str, term: str) -> None:
+    """Of which a kernel would read what lies behind it."""
+    given = {name: array for name, array in values((2, 4, 4, 16)).items() if name in INPUTS[op_type]}
+    if op_type != "BiasGroupNorm":
+        given = {name: array.astype(np.float16) for name, array in given.items()}
+    encoded = model(op_type, given, RESULTS.get(op_type, ("y",)), **ATTRIBUTES.get(op_type, {}))
+    on_gpu(encoded, given)
+    shorter = [given[term][..., :8], *([given[term][:1]] if term in ("embedding", "skip") else [])]
+    for wrong in shorter:
+        with pytest.raises(Exception, match=r"terms for as many channels|terms of one shape"):
+            on_gpu(encoded, given | {term: wrong})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op_type", INPUTS)
+@pytest.mark.parametrize("channels", [0, 12])
+def test_other_numbers_of_channels_are_refused(op_type: str, channels: int) -> None:
+    given = {name: array for name, array in values((1, 2, 2, channels)).items() if name in INPUTS[op_type]}
+    if op_type != "BiasGroupNorm":
+        given = {name: array.astype(np.float16) for name, array in given.items()}
+    encoded = model(op_type, given, RESULTS.get(op_type, ("y",)), **ATTRIBUTES.get(op_type, {}))
+    with pytest.raises(Exception, match="a multiple of 8 channels"):
+        on_gpu(encoded, given)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(2, 4096, 320), (2, 64, 1280), (1, 3, 8), (3, 5, 2048), (1, 1, 264)])
 @pytest.mark.parametrize("terms", [(), ("bias",)])
