@@ -154,6 +154,21 @@ def test_a_bias_is_added_once_for_each_reader(readers: str) -> None:
     assert relative_error(run(clean(to_portable(own)), inputs), run(clean(to_portable(model)), inputs)) < TOLERANCE
 
 
+def test_an_embedding_of_positions_is_no_bias() -> None:
+    """It too is a weight that is added, but has an entry for each token."""
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]> '
+        "g (float[1, 8, 8] x, float[1, 8, 8] r) => (float[1, 8, 8] y, float[1, 8, 8] z) "
+        "{ a = Add(x, p) y = LayerNormalization<axis = -1>(a, s, t) "
+        "m = com.microsoft.FusedMatMul<transB = 1>(x, w) b = Add(m, p) n, _, _, q = "
+        "com.microsoft.SkipLayerNormalization<epsilon = 1e-5>(r, x, s, t) z = Add(b, q) }"
+    )
+    shapes = {"p": (8, 8), "w": (8, 8), "s": (8,), "t": (8,)}
+    for name, shape in shapes.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    assert set(to_own_kernels(model)[1].values()) == {0}
+
+
 def test_pictures_are_transposed_at_the_ends_only(graph: onnx.ModelProto) -> None:
     dialect, _ = to_cuda_dialect(graph)
     weights = {tensor.name for tensor in dialect.graph.initializer}

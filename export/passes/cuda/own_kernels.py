@@ -82,9 +82,10 @@ def fuse_layer_norm(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = _Graph(model)
     for norm in graph.of_type("LayerNormalization"):
         tokens, scale, *shift = norm.input
-        if not shift or not graph.fits(tokens, graph.initializers.get(scale), most=MAX_TOKEN_CHANNELS):
+        channels = graph.initializers.get(scale)
+        if not shift or not graph.fits(tokens, channels, most=MAX_TOKEN_CHANNELS):
             continue
-        if (add := graph.maker(tokens, "Add")) is not None and add.input[1] in graph.initializers:
+        if (add := graph.maker(tokens, "Add")) is not None and graph.initializers.get(add.input[1]) == channels:
             plain, bias = add.input
         elif (moved := _bias_before(graph, tokens)) is not None:
             reshape, add = moved
@@ -142,7 +143,7 @@ class _Graph(Rewriter):
         self, value: str, weight: tuple[int, ...] | None, *, multiple: int = CHANNELS, most: int = MAX_CHANNELS
     ) -> bool:
         """Whether the kernels take a `value` in float16 and a `weight` with an entry for each of its channels."""
-        if value in self._wide or weight is None:
+        if value in self._wide or weight is None or len(weight) != 1:
             return False
         return weight[0] % multiple == 0 and weight[0] <= most
 
@@ -176,7 +177,7 @@ def _move_bias(graph: _Graph, conv: onnx.NodeProto) -> None:
     if len(norms) == 1:
         (norm,) = norms
         norm.input[0], norm.input[BIAS], norm.output[1] = plain, bias, value
-        graph.replace([], [])
+        graph.reindex()
     else:
         graph.replace([], [_own("BiasAdd", [plain, bias], [value])])
 
@@ -191,7 +192,7 @@ def _give(graph: _Graph, reader: onnx.NodeProto, value: str, bias: str) -> bool:
         graph.replace([], [helper.make_node("Add", [reader.input[place], bias], [both], both)])
         bias = both
     reader.input[place] = bias
-    graph.replace([], [])
+    graph.reindex()
     return True
 
 

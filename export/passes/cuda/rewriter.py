@@ -26,7 +26,7 @@ class Rewriter:
         self.constants = constants(model)
         self.initializers = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
         self.outputs = outputs(model)
-        self._index()
+        self.reindex()
 
     def of_type(self, op_type: str) -> list[onnx.NodeProto]:
         """The nodes of this type, as they stand now."""
@@ -75,7 +75,7 @@ class Rewriter:
         """Take out `old`, put in `new`."""
         gone = {id(node) for node in old}
         self.nodes = [*(node for node in self.nodes if id(node) not in gone), *new]
-        self._index()
+        self.reindex()
 
     def result(self) -> onnx.ModelProto:
         """The rewritten model, its nodes in an order in which they can run."""
@@ -85,7 +85,7 @@ class Rewriter:
         return model
 
     def _sorted(self) -> Iterator[onnx.NodeProto]:
-        self._index()
+        self.reindex()
         waiting = {id(node): sum(value in self._makers for value in set(node.input)) for node in self.nodes}
         ready = deque(node for node in self.nodes if not waiting[id(node)])
         while ready:
@@ -96,7 +96,8 @@ class Rewriter:
                 if not waiting[id(reader)]:
                     ready.append(reader)
 
-    def _index(self) -> None:
+    def reindex(self) -> None:
+        """Take note of nodes that were changed where they stand."""
         self._makers = {value: node for node in self.nodes for value in node.output if value}
         self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self.nodes:
