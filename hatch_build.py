@@ -29,9 +29,11 @@ class CustomBuildHook(BuildHookInterface):
         define = f'-DSOURCES="{hashlib.sha256(sources).hexdigest()}"'
         flags = ["-std=c99", "-O2", "-shared", "-fPIC", define]
         command = [*compiler.split(), *flags, "-o", str(library), str(SOURCE), "-ldl"]
-        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
-        if done.returncode != 0:
-            self.app.display_warning(f"{SOURCE} is left out, so GPUs are slower: {done.stderr.strip()}")
+        try:
+            subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", "").strip() or error
+            self.app.display_warning(f"{SOURCE} is left out, so GPUs are slower: {reason}")
             return
         build_data["artifacts"].append(str(library))
         build_data["pure_python"] = False
