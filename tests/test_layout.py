@@ -46,6 +46,12 @@ def test_importing_the_runtime_loads_nothing_heavy() -> None:
     assert result.stdout == "[]\n", result.stderr
 
 
+def test_the_package_is_a_command() -> None:
+    result = subprocess.run([sys.executable, "-I", "-m", "edgediffusion", "schedulers"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "euler" in result.stdout
+
+
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Line and absolute name of each import, relative ones with their dots."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,0 +1,5 @@
+"""`python -m edgediffusion`: the command line."""
+
+from edgediffusion.runtime.cli import script
+
+script()
