@@ -59,6 +59,8 @@ def give_kernels() -> None:
     if _sources_of(library) != hashlib.sha256(OPERATORS.read_bytes() + SOURCE.read_bytes()).hexdigest():
         raise NoKernels(f"{LIBRARY.name} was compiled of other sources than are here", "install edgediffusion anew")
     cubin = compile_kernels(_capability())
+    if (compiler := _compiler_version()) > (known := _driver_version()):
+        raise NoKernels(f"NVRTC here is of CUDA {compiler}, the driver knows CUDA up to {known}", _nvrtc_anew())
     if library.edgediffusion_kernels(cubin, len(cubin)):
         raise MemoryError
 
@@ -76,6 +78,21 @@ def _capability() -> str:
     for number, attribute in zip(numbers, _CAPABILITY, strict=True):
         driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, 0)
     return "".join(str(number.value) for number in numbers)
+
+
+def _driver_version() -> int:
+    """The major version of CUDA that the driver was made for; it loads nothing that a later one compiled."""
+    driver, version = find_driver(), ctypes.c_int()
+    assert driver is not None  # CHECKS
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return version.value // 1000
+
+
+def _compiler_version() -> int:
+    """The major version of CUDA that NVRTC is of."""
+    from cuda.bindings import nvrtc
+
+    return int(_nvrtc(nvrtc.nvrtcVersion()))
 
 
 def compile_kernels(capability: str) -> bytes:

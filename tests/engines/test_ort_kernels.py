@@ -129,6 +129,19 @@ def test_a_library_of_other_sources_or_another_machine_is_told(monkeypatch: pyte
         ort_kernels.give_kernels()
 
 
+def test_a_compiler_that_is_newer_than_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a graph is opened, so that the provider's own dialect is taken."""
+    pytest.importorskip("cuda.bindings.nvrtc")
+    ort_kernels.give_kernels.cache_clear()
+    monkeypatch.setattr(ort_kernels, "_capability", lambda: "90")
+    monkeypatch.setattr(ort_kernels, "_driver_version", lambda: 12)
+    monkeypatch.setattr(ort_kernels, "built_for", lambda: 12)
+    with pytest.raises(NoKernels, match=r"of CUDA 13, the driver knows CUDA up to 12; pip .*'cuda-bindings==12\.\*'"):
+        ort_kernels.give_kernels()
+    monkeypatch.setattr(ort_kernels, "_driver_version", lambda: 13)
+    ort_kernels.give_kernels()
+
+
 def test_elsewhere_than_on_linux_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     ort_kernels.give_kernels.cache_clear()
     monkeypatch.setattr("sys.platform", "win32")
