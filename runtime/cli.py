@@ -26,7 +26,7 @@ from edgediffusion import __version__
 from edgediffusion.engines.errors import BackendUnavailable, EdgeDiffusionError, UnknownName
 
 from .arguments import Parser, add_backend, add_trust, opening, print_line, say_interrupted
-from .memory import share_heaps
+from .memory import tune_heaps
 from .tables import printable
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def script() -> NoReturn:
     stops = [number for number, default in defaults.items() if signal.getsignal(number) is default]
     for number in stops:
         signal.signal(number, interrupt)
-    share_heaps()
+    tune_heaps()
     status = main()
     sys.exit(128 + signal.SIGTERM if terminated else status)
 

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 def to_uint8(sample: F32) -> NDArray[np.uint8]:
     """(batch, 3, height, width) in [-1, 1] -> (batch, height, width, 3) in 0 to 255: clipped, rounded half to even."""
-    scaled = np.clip(sample * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
-    pixels: NDArray[np.uint8] = np.round(scaled * 255).astype(np.uint8)
+    pixels = np.empty((len(sample), *sample.shape[2:], 3), np.uint8)
+    for channel in range(3):  # one by one: what is in between stays in the cache
+        scaled = sample[:, channel] * 0.5
+        scaled += 0.5
+        np.clip(scaled, 0, 1, out=scaled)
+        scaled *= 255
+        pixels[..., channel] = np.round(scaled, out=scaled)
     return pixels
 
 

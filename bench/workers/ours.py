@@ -15,6 +15,7 @@ from PIL import Image
 from edgediffusion.engines.base import Engine
 from edgediffusion.engines.spec import Array, GraphSpec
 from edgediffusion.runtime.bundle import Bundle
+from edgediffusion.runtime.memory import tune_heaps
 from edgediffusion.runtime.pipeline import Pipeline
 from edgediffusion.runtime.scoring import clip_scores
 
@@ -72,7 +73,8 @@ class WatchedBundle(Bundle):
 
 
 def load(request: Mapping[str, Any]) -> dict[str, Callable[..., Call]]:
-    """Open the bundle and its engines; see `serve`."""
+    """Open the bundle and its engines, in a process set up as the command's; see `serve`."""
+    tune_heaps()
     bundle = WatchedBundle.open(
         request["source"], backend=request["backend"], device=request["device"], build=request["build"]
     )
