@@ -117,7 +117,8 @@ def compile_kernels(capability: str) -> bytes:
 
 def _nvrtc_anew() -> str:
     """What installs NVRTC, of the CUDA that this ONNX Runtime was built for."""
-    return f"pip install --upgrade 'cuda-bindings=={built_for() or 13}.*' 'cuda-toolkit[nvrtc]=={built_for() or 13}.*'"
+    cuda = built_for() or 13
+    return f"pip install --upgrade 'cuda-bindings=={cuda}.*' 'cuda-toolkit[nvrtc]=={cuda}.*'"
 
 
 def _nvrtc(result: tuple[Any, ...]) -> Any:
