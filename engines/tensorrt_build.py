@@ -117,7 +117,11 @@ def build_plan(
 
 
 def make_logger(trt: Any) -> Any:
-    """Keeps errors, for the one line that tells of them; says nothing itself."""
+    """Keeps errors, for the one line that tells of them; says nothing itself.
+
+    That a kernel was passed over for want of memory is a warning to TensorRT, and where none is left the error has no
+    word of it.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -125,7 +129,7 @@ def make_logger(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
+            if severity <= trt.ILogger.Severity.ERROR or out_of_memory([message]):
                 self.errors.append(one_line(message))
 
     return Logger()

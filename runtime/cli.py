@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from io import TextIOWrapper
@@ -42,7 +43,8 @@ AGAINST = "--against"  # makes `verify` a command of the export layer
 def script() -> NoReturn:
     """`main` as a process: the first Ctrl-C or SIGTERM is a keyboard interrupt, others spare the cleaning up.
 
-    After SIGTERM the status is 143.
+    After SIGTERM the status is 143. A build that cannot be stopped goes on in a thread; were Python to end beneath it,
+    its next word to the log would be a crash.
     """
     terminated = False
 
@@ -60,7 +62,11 @@ def script() -> NoReturn:
         signal.signal(number, interrupt)
     tune_heaps()
     status = main()
-    sys.exit(128 + signal.SIGTERM if terminated else status)
+    interrupted = status == 130
+    status = 128 + signal.SIGTERM if terminated else status
+    if interrupted and any(thread.daemon for thread in threading.enumerate()):
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

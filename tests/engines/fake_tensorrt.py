@@ -201,6 +201,7 @@ class FakeTensorRT:
         self.config: Any = None  # of the last build
         self.engine: Any = None  # the last that was loaded
         self.build_error = ""
+        self.build_warning = ""
         self.on_step: Callable[[int], None] = lambda step: None
         old = version.startswith("8")
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**{"EXPLICIT_BATCH" if old else "STRONGLY_TYPED": 0})
@@ -258,6 +259,7 @@ class FakeTensorRT:
 
     def _build(self, network: Any, config: Any, logger: Any) -> bytes | None:
         self.config = config
+        logger.log(2, self.build_warning)
         if self.build_error:
             logger.log(1, self.build_error)
             return None

@@ -131,6 +131,20 @@ def test_a_build_that_fails(tensorrt: Install) -> None:
         build(fake)
 
 
+def test_kernels_that_were_passed_over_for_want_of_memory(tensorrt: Install) -> None:
+    fake = install(tensorrt, "8")
+    fake.build_warning = (
+        "Skipping tactic 0x0 due to exception autotuning: CUDA error 2 allocating 9-byte buffer: out of memory"
+    )
+    assert build(fake)
+    fake.build_error = "10: Could not find any implementation for node {ForeignNode[x...y]}."
+    with pytest.raises(OutOfMemory, match=r"^tiny: out of device memory while building \(Skipping .*; 10: Could not "):
+        build(fake)
+    fake.build_warning = "Skipping tactic 0x0 due to insufficient shared memory"
+    with pytest.raises(EngineError, match=r"^tiny: TensorRT cannot build it \(10: Could not find any impl"):
+        build(fake)
+
+
 def test_a_workspace_that_is_too_small(tensorrt: Install) -> None:
     fake = install(tensorrt, "8")
     fake.build_error = (

@@ -475,6 +475,25 @@ cli.script()
     assert (done.returncode, done.stdout, done.stderr) == (status, "cleaned up\n", "edgediffusion: interrupted\n")
 
 
+@pytest.mark.parametrize(("daemon", "printed"), [(False, "Python has ended\n"), (True, "")])
+def test_an_interrupt_leaves_a_thread_that_cannot_be_stopped(daemon: bool, printed: str) -> None:
+    program = f"""
+import atexit, sys, threading, time
+from edgediffusion.runtime import cli
+
+def doctor(arguments):
+    threading.Thread(target=time.sleep, args=({60 if daemon else 0.1},), daemon={daemon}).start()
+    raise KeyboardInterrupt
+
+atexit.register(print, "Python has ended")
+cli.COMMANDS["doctor"] = doctor
+sys.argv = ["edgediffusion", "doctor"]
+cli.script()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, printed, "edgediffusion: interrupted\n")
+
+
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--help"]])
 @pytest.mark.parametrize("mode", ["-I", "-Iu"])
 def test_a_closed_pipe(arguments: list[str], mode: str) -> None:
