@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 REAL = (sys.executable, "-c", "from edgediffusion.runtime.cli import script; script()")
 FAKE = (sys.executable, "-m", "tests.engines.stand_in")
 STEPS = 4
+LIMIT = 900  # seconds of one command: TensorRT 8.6 builds for minutes, longer where others build, too
+SEVERAL = ("--shapes", "128x128,192x128", "--batch", "1-2")
 DRAWING = ("--component", "text_encoder", "--component", "unet", "--component", "vae_decoder")
 
 
@@ -89,9 +91,18 @@ class Machine:
         assert not picture.exists()
 
 
+def output(process: subprocess.Popen[str]) -> str:
+    """All that it prints; one that does not end is killed."""
+    try:
+        return process.communicate(timeout=LIMIT)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
 def ended(process: subprocess.Popen[str], status: int = 0, says: str = "") -> str:
     """What a process printed, once it has ended; it is one line where it failed."""
-    text, _ = process.communicate(timeout=280)
+    text = output(process)
     assert process.returncode == status, text
     assert re.search(says, text), text
     assert "Traceback" not in text
@@ -159,7 +170,7 @@ def built(kind: str, installed: Callable[[Path], Machine], shared: Path) -> Mach
     machine = installed(shared / f"tensorrt-{kind}")
     with FileLock(shared / f"tensorrt-{kind}.lock"):
         if not machine.cache.exists():
-            machine.run(*machine.build("--shapes", "128x128,192x128", "--batch", "1-2", "--jobs", 3, *DRAWING))
+            machine.run(*machine.build(*SEVERAL, "--jobs", 3, *DRAWING))
     return machine
 
 

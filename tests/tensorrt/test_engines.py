@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ import pytest
 from edgediffusion.runtime.manifest import MANIFEST
 from edgediffusion.runtime.pipeline import BUILTIN
 
-from .conftest import Machine, ended, psnr, reference
+from .conftest import SEVERAL, Machine, ended, output, psnr, reference
 
 SECONDS = 2.0  # of a stand-in's build
 
@@ -83,31 +84,33 @@ def test_engines_of_other_weights(stocked: Machine, tmp_path: Path) -> None:
     stocked.refuses("no .* engine of unet that fits: the nearest is for weights ", bundle=bundle)
 
 
-def wait_for_a_build(machine: Machine) -> None:
+def wait_for_a_build(machine: Machine, process: subprocess.Popen[str]) -> None:
     while not list(machine.store.folder.glob("*.lock")):
+        assert process.poll() is None, output(process)
         time.sleep(0.02)
 
 
 def test_two_builders_of_one_engine(machine: Machine) -> None:
     build = machine.build("--component", "text_encoder")
     first = machine.start(*build, seconds=SECONDS)
-    wait_for_a_build(machine)
+    wait_for_a_build(machine, first)
     machine.run(*build, says="is being built by another process; waiting for it")
     ended(first)
     machine.engine("text_encoder").read()
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.5])  # of what a build took
+@pytest.mark.parametrize("fraction", [0.1, 0.5])  # of what this build took
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_builder_that_is_stopped(stop: signal.Signals, fraction: float, built: Machine, machine: Machine) -> None:
-    build = machine.build("--component", "unet")
-    process = machine.start(*build, seconds=10 * SECONDS)
-    wait_for_a_build(machine)
-    time.sleep(fraction * max(built.engine("unet").built.seconds, SECONDS))
+    """TensorRT 8.6 hears of no interrupt while it starts, which takes a fifth of the build."""
+    process = machine.start(*machine.build(*SEVERAL, "--component", "unet"), seconds=10 * SECONDS)
+    wait_for_a_build(machine, process)
+    seconds = built.engine("unet").built.seconds
+    time.sleep(fraction * max(seconds, SECONDS))
     process.send_signal(stop)
     stopped = time.monotonic()
     ended(process, *((130, "interrupted") if stop == signal.SIGINT else (-stop,)))
-    assert time.monotonic() - stopped < 5 * SECONDS
+    assert time.monotonic() - stopped < max(0.4 * seconds, 5 * SECONDS)
     assert list(machine.store.folder.glob("*.plan")) == []
     assert list(machine.store.entries()) == []
     machine.run(*machine.build("--component", "text_encoder"))
@@ -143,7 +146,7 @@ def test_timings_are_kept_for_the_next_build(machine: Machine) -> None:
 
 def test_the_doctor(machine: Machine) -> None:
     """Its status is that of all backends; an engine is built to try this one, which is told before the report."""
-    text, _ = machine.start("doctor", "--json").communicate(timeout=280)
+    text = output(machine.start("doctor", "--json"))
     report = json.loads(text[text.index("{") :])
     (probe,) = (probe for probe in report["backends"] if probe["backend"] == machine.backend)
     assert probe["works"], probe

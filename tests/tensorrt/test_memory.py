@@ -13,7 +13,7 @@ from edgediffusion.engines.errors import OutOfMemory
 from edgediffusion.engines.spec import Array
 from edgediffusion.runtime import Pipeline
 
-from .conftest import Machine
+from .conftest import Machine, output
 
 ON_A_GPU = pytest.mark.parametrize("kind", ["gpu"], indirect=True, scope="session")
 pytestmark = [pytest.mark.gpu, pytest.mark.hungry, ON_A_GPU]
@@ -62,7 +62,7 @@ def test_processes_say_so_in_a_line(left: int, built: Machine, machine: Machine,
     taken = Taken(left)
     processes = [where.start(*command) for where, command in commands]
     for process in processes:
-        text, _ = process.communicate(timeout=200)
+        text = output(process)
         assert process.returncode in ((2,) if left == 0 else (0, 2)), text
         assert process.returncode == 0 or "memory" in text.lower(), text
         assert "Traceback" not in text
