@@ -86,7 +86,7 @@ def build_plan(
     does a keyboard interrupt.
 
     Raises:
-        UsageError: see `BuildOptions.check`.
+        UsageError: see `BuildOptions.check`; or options that exclude one another.
         BundleError: TensorRT cannot read the graph, or it is not that of `spec`.
         EngineError: the build fails: out of memory, say.
     """
@@ -195,6 +195,9 @@ def _configure(tensorrt: TensorRT, config: Any, precision: str, options: BuildOp
     for name, flag in _FLAGS.items():
         if getattr(options, name):
             config.set_flag(getattr(trt.BuilderFlag, flag))
+            if not config.get_flag(getattr(trt.BuilderFlag, flag)):
+                option = name.replace("_", "-")
+                raise UsageError(f"{tensorrt.version.label} takes no --{option} beside the other options; leave it out")
     if precision == _HALF and not tensorrt.version.strongly_typed:
         config.set_flag(trt.BuilderFlag.FP16)
     if precision == _SINGLE:

@@ -231,7 +231,7 @@ class FakeTensorRT:
     def Builder(self, logger: Any) -> Any:
         return SimpleNamespace(
             create_network=lambda flags: SimpleNamespace(),
-            create_builder_config=lambda: FakeConfig(),
+            create_builder_config=lambda: FakeConfig(self.__version__),
             create_optimization_profile=lambda: FakeProfile(),
             build_serialized_network=lambda network, config: self._build(network, config, logger),
         )
@@ -320,15 +320,21 @@ class FakeProfile:
 
 
 class FakeConfig:
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
+        self.version = version
         self.flags = ["TF32"]  # unless told
         self.profiles: list[FakeProfile] = []
-        self.set_flag = self.flags.append
+        self.get_flag = self.flags.__contains__
         self.clear_flag = self.flags.remove
         self.add_optimization_profile = self.profiles.append
         self.limits: dict[str, int] = {}
         self.capabilities: dict[int, int] = {}
         self.cache = FakeTimingCache(b"")
+
+    def set_flag(self, flag: str) -> None:
+        if self.version.startswith("8") and {*self.flags, flag} >= {"REFIT", "VERSION_COMPATIBLE"}:
+            return  # only its log is told
+        self.flags.append(flag)
 
     def set_memory_pool_limit(self, pool: str, limit: int) -> None:
         self.limits[pool] = limit

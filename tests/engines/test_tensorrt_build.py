@@ -102,6 +102,11 @@ def test_what_leaves_a_mark_on_the_plan() -> None:
     ("version", "options", "message"),
     [
         ("8", {"weight_stripped": True}, r"^TensorRT 8\.6 has no --weight-stripped; leave it out$"),
+        (
+            "8",
+            {"refit": True, "version_compatible": True},
+            r"^TensorRT 8\.6 takes no --version-compatible beside the other options; leave it out$",
+        ),
         ("10", {"compute_capability": ("8.9",)}, "^TensorRT 10 has no --compute-capability; leave it out$"),
         ("rtx", {"hardware_compatible": True}, "^TensorRT-RTX has no --hardware-compatible; leave it out$"),
         ("rtx", {"compute_capability": ("9.0",)}, r"^--compute-capability 9\.0, known: 7\.5, 8\.9, 12\.0$"),
