@@ -94,7 +94,7 @@ def build_plan(
     trt = tensorrt.module
     logger = make_logger(trt)
     builder = start(tensorrt, trt.Builder, logger)
-    network, parser = _parse(tensorrt, builder, logger, model)  # the parser owns the weights
+    network, parser = _parse(tensorrt, builder, logger, model)
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
     spec.check_names(model, inputs, [network.get_output(i).name for i in range(network.num_outputs)])
     config = builder.create_builder_config()
@@ -104,14 +104,15 @@ def build_plan(
     report(0.0)
     if tensorrt.version.has_progress:
         config.progress_monitor = _monitor(trt, report, stop)
-    plan = _in_a_thread(
-        lambda: builder.build_serialized_network(network, config), stop if tensorrt.version.has_progress else None
-    )
+
+    def work(parser: Any = parser) -> Any:  # which owns the weights: they are read even after an interrupt
+        return builder.build_serialized_network(network, config)
+
+    plan = _in_a_thread(work, stop if tensorrt.version.has_progress else None)
     if plan is None:
         raise _why_failed(spec.name, logger.errors, options)
     if options.timing_cache is not None:
         _keep_timings(config, options.timing_cache)
-    del parser
     report(1.0)
     return bytes(memoryview(plan))
 

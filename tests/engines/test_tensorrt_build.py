@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
+import gc
 import shutil
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,6 +210,31 @@ def test_a_keyboard_interrupt_stops_the_build(tensorrt: Install) -> None:
     with pytest.raises(KeyboardInterrupt):
         build(fake)
     assert len(steps) < 20  # of 20: TensorRT was told to stop
+
+
+def test_the_weights_stay_for_a_build_that_cannot_be_stopped(
+    tensorrt: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, over, owners = install(tensorrt, "8"), threading.Event(), []
+    parser_of = fake.OnnxParser
+
+    def parser(network: Any, logger: Any) -> Any:
+        made = parser_of(network, logger)
+        owners.append(weakref.ref(made.parse))
+        return made
+
+    def goes_on(*arguments: Any) -> None:
+        _thread.interrupt_main()
+        over.wait(10)
+
+    monkeypatch.setattr(fake, "OnnxParser", parser)
+    monkeypatch.setattr(fake, "_build", goes_on)
+    with contextlib.suppress(KeyboardInterrupt):
+        build(fake)
+    gc.collect()
+    kept = owners[0]()
+    over.set()
+    assert kept is not None
 
 
 @pytest.mark.parametrize(
