@@ -157,10 +157,11 @@ extern "C" __global__ void __launch_bounds__(512)
   sum_groups(sum, squares, shared, groups, sums + ((long long)blockIdx.y * gridDim.x + blockIdx.x) * groups);
 }
 
-// y = x + bias + skip, where each pixel becomes four: twice as high and wide. x and skip have rows of `width` pixels.
+// y = x + bias + skip, where each pixel becomes four: twice as high and wide. x and skip have rows of `width` pixels, y
+// has `y_height` rows of `y_width`: where these are odd, what would be the last one is left out.
 extern "C" __global__ void __launch_bounds__(512)
     add_and_double(const Eight *__restrict__ x, const Eight *__restrict__ bias, const Eight *__restrict__ skip,
-                   Eight *__restrict__ y, int pixels, int pixels_a_piece, int width) {
+                   Eight *__restrict__ y, int pixels, int pixels_a_piece, int width, int y_height, int y_width) {
   const int columns = blockDim.x, column = threadIdx.x;
   const int first = blockIdx.x * pixels_a_piece, end = min(first + pixels_a_piece, pixels);
   const long long picture = (long long)blockIdx.y * pixels;
@@ -169,9 +170,14 @@ extern "C" __global__ void __launch_bounds__(512)
   const auto load = [&](int pixel) { return pair_at(x, skip, (picture + pixel) * columns + column); };
   each_pixel<Pair>(first, end, load, [&](int pixel, const Pair &loaded) {
     const Eight rounded = added(loaded, terms);
-    const long long above = picture * 4 + (long long)(pixel / width) * width * 4 + pixel % width * 2;
-    Eight *upper = y + above * columns + column, *lower = upper + 2LL * width * columns;
-    upper[0] = upper[columns] = lower[0] = lower[columns] = rounded;
+    const int row = pixel / width * 2, place = pixel % width * 2;
+    const bool below = row + 1 < y_height, right = place + 1 < y_width;
+    Eight *upper = y + ((blockIdx.y * (long long)y_height + row) * y_width + place) * columns + column;
+    Eight *lower = upper + (long long)y_width * columns;
+    upper[0] = rounded;
+    if (right) upper[columns] = rounded;
+    if (below) lower[0] = rounded;
+    if (below && right) lower[columns] = rounded;
   });
 }
 

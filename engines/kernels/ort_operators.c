@@ -3,7 +3,7 @@
  *
  * BiasGroupNorm (x, scale, shift, bias?, embedding?, skip?) -> (y, total?, sums): groups, epsilon, activation (1: SiLU).
  * BiasAdd (x, bias, skip?) -> (total).
- * BiasUpsample (x, bias, skip?) -> (y), twice as high and wide.
+ * BiasUpsample (x, bias, skip?, like?) -> (y), twice as high and wide, or one less where the picture `like` has that.
  * BiasLayerNorm (x, scale, shift, bias?) -> (y, total): epsilon.
  * BiasGeglu (x, bias) -> (y), half as wide.
  *
@@ -192,15 +192,21 @@ static int has_size(const Shape *shape, char size, const Shape *x) {
   return channels_of(shape) == channels_of(x) && product(shape, 0, shape->rank - 1) == x->shape[0];
 }
 
+/* Null where it is left out. */
+static OrtStatus *read_input(const OrtApi *api, void *context, size_t i, const void **value) {
+  size_t count = 0;
+  *value = NULL;
+  TRY(CALL(api, INPUT_COUNT, const void *, size_t *)(context, &count));
+  return i < count ? CALL(api, INPUT, const void *, size_t, const void **)(context, i, value) : NULL;
+}
+
 /* The addresses of the inputs, null for those that are left out, and the shape of the first. `sizes`: a letter each. */
 static OrtStatus *read_inputs(const OrtApi *api, void *context, const char *sizes, void **data, Shape *x) {
-  size_t count = 0;
-  TRY(CALL(api, INPUT_COUNT, const void *, size_t *)(context, &count));
   for (size_t i = 0; sizes[i] != '\0'; ++i) {
-    const void *value = NULL;
+    const void *value;
     Shape shape;
     data[i] = NULL;
-    if (i < count) TRY(CALL(api, INPUT, const void *, size_t, const void **)(context, i, &value));
+    TRY(read_input(api, context, i, &value));
     if (value == NULL) continue;
     TRY(read_shape(api, value, &shape));
     if (i == 0) *x = shape;
@@ -311,18 +317,27 @@ static OrtStatus *bias_add(void *made, void *context) {
 
 static OrtStatus *bias_upsample(void *made, void *context) {
   const OrtApi *api = ((const Kernel *)made)->api;
-  enum { X, BIAS, SKIP, INPUTS };
+  enum { X, BIAS, SKIP, INPUTS, LIKE = INPUTS };
   void *in[INPUTS], *y;
-  Shape shape;
+  const void *like;
+  Shape shape, of_like;
   Pieces pieces;
   TRY(read_inputs(api, context, "xcx", in, &shape));
   TRY(share_out(api, &shape, &pieces));
   if (shape.rank != 4) return failed(api, INVALID_ARGUMENT, "BiasUpsample takes pictures");
   int width = (int)shape.shape[2];
-  shape.shape[1] *= 2;
-  shape.shape[2] *= 2;
+  TRY(read_input(api, context, LIKE, &like));
+  if (like != NULL) TRY(read_shape(api, like, &of_like));
+  for (size_t i = 1; i < 3; ++i) {
+    const int64_t twice = 2 * shape.shape[i], wanted = like == NULL ? twice : of_like.shape[i];
+    if (like != NULL && (of_like.rank != 4 || wanted > twice || wanted < twice - 1))
+      return failed(api, INVALID_ARGUMENT, "BiasUpsample makes twice the height and width, or one less");
+    shape.shape[i] = wanted;
+  }
   TRY(output(api, context, 0, &shape, &y));
-  void *arguments[] = {&in[X], &in[BIAS], &in[SKIP], &y, &pieces.pixels, &pieces.pixels_a_piece, &width};
+  int y_height = (int)shape.shape[1], y_width = (int)shape.shape[2];
+  void *arguments[] = {&in[X], &in[BIAS], &in[SKIP], &y,      &pieces.pixels, &pieces.pixels_a_piece,
+                       &width, &y_height, &y_width};
   return launch(api, context, ADD_AND_DOUBLE, &pieces.how, arguments);
 }
 
@@ -413,7 +428,7 @@ static int no(const OrtCustomOp *op) { return (void)op, 0; }
 static const Operator operators[] = {
     OPERATOR(group_norm, "BiasGroupNorm", "hffHHH", "hHf", 1, 1),
     OPERATOR(bias_add, "BiasAdd", "hhH", "h", 0, 0),
-    OPERATOR(bias_upsample, "BiasUpsample", "hhH", "h", 0, 0),
+    OPERATOR(bias_upsample, "BiasUpsample", "hhHH", "h", 0, 0),
     OPERATOR(layer_norm, "BiasLayerNorm", "hhhH", "hh", 1, 0),
     OPERATOR(geglu, "BiasGeglu", "hh", "h", 0, 0),
 };

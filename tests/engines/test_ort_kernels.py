@@ -37,7 +37,7 @@ SIZES = [
 INPUTS = {
     "BiasGroupNorm": ("x", "scale", "shift", *TERMS),
     "BiasAdd": ("x", "bias", "skip"),
-    "BiasUpsample": ("x", "bias", "skip"),
+    "BiasUpsample": ("x", "bias", "skip", "like"),
     "BiasLayerNorm": ("x", "scale", "shift", "bias"),
     "BiasGeglu": ("x", "bias"),
 }
@@ -240,6 +240,26 @@ def test_a_sum(shape: tuple[int, ...], terms: tuple[str, ...]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("height", "width"), [(8, 10), (7, 10), (8, 9), (7, 9)])
+@pytest.mark.parametrize("terms", [("bias",), ("bias", "skip")])
+def test_a_sum_is_doubled_to_the_size_of_another_picture(height: int, width: int, terms: tuple[str, ...]) -> None:
+    given = {name: array for name, array in values((2, 4, 5, 24)).items() if name in ("x", *terms)}
+    wanted: Any = sum(np.float64(array) for array in given.values())
+    given["like"] = np.zeros((2, height, width, 8), np.float16)
+    doubled = wanted.repeat(2, 1).repeat(2, 2)[:, :height, :width]
+    agree(on_gpu(model("BiasUpsample", given, ["y"]), given)[0], doubled)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(6, 10), (8, 11), (8,)])
+def test_another_size_than_the_double_is_refused(size: tuple[int, ...]) -> None:
+    given = {name: array for name, array in values((2, 4, 5, 24)).items() if name in ("x", "bias")}
+    given["like"] = np.zeros((2, *size, 8), np.float16)
+    with pytest.raises(Exception, match="twice the height and width, or one less"):
+        on_gpu(model("BiasUpsample", given, ["y"]), given)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("op_type", ["BiasAdd", "BiasUpsample"])
 def test_a_skip_of_another_shape_is_refused(op_type: str) -> None:
     given = {name: array for name, array in values((1, 4, 4, 16)).items() if name in INPUTS[op_type]}
@@ -254,7 +274,9 @@ ATTRIBUTES = {
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("op_type", "term"), [(op, term) for op, terms in INPUTS.items() for term in terms[1:]])
+@pytest.mark.parametrize(
+    ("op_type", "term"), [(op, term) for op, terms in INPUTS.items() for term in terms[1:] if term != "like"]
+)
 def test_a_term_that_does_not_fit_is_refused(op_type: str, term: str) -> None:
     """Of which a kernel would read what lies behind it."""
     given = {name: array for name, array in values((2, 4, 4, 16)).items() if name in INPUTS[op_type]}

@@ -56,7 +56,7 @@ PLACES = {
 }
 # Likewise our own kernels.
 OWN_PLACES = {
-    "unet": {"BiasGroupNorm": 21, "BiasAdd": 14, "BiasLayerNorm": 4},
+    "unet": {"BiasGroupNorm": 21, "BiasAdd": 14, "BiasUpsample": 1, "BiasLayerNorm": 4},
     "vae_decoder": {"BiasGroupNorm": 21, "BiasAdd": 4, "BiasUpsample": 3},
     "vae_encoder": {"BiasGroupNorm": 13, "BiasAdd": 6},
     "text_encoder": {},

@@ -70,11 +70,23 @@ def fuse_upsample(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = _Graph(model)
     for total in graph.of_type("BiasAdd"):
         resize = graph.only_reader(total.output[0], "Resize")
-        scales = None if resize is None else graph.constant(resize.input[2])
-        if resize is not None and scales is not None and scales.tolist() == [1, 2, 2, 1]:
-            assert attribute(resize, "mode") == b"nearest"
-            graph.replace([total, resize], [_own("BiasUpsample", list(total.input), resize.output)])
+        if resize is None or (like := _doubled_like(graph, resize)) is None:
+            continue
+        assert attribute(resize, "mode") == b"nearest"
+        inputs = [*total.input, *[""] * (3 - len(total.input)), like] if like else list(total.input)
+        graph.replace([total, resize], [_own("BiasUpsample", inputs, resize.output)])
     return graph.result()
+
+
+def _doubled_like(graph: _Graph, resize: onnx.NodeProto) -> str | None:
+    """The picture whose size is twice that of another, or one less: what a UNet has halved; "" for just the double."""
+    scales = graph.constant(resize.input[2])
+    if scales is not None:
+        return "" if scales.tolist() == [1, 2, 2, 1] else None
+    shape = graph.maker(resize.input[3], "Shape")
+    if shape is None or (attribute(shape, "start"), attribute(shape, "end")) != (1, 3):
+        return None
+    return shape.input[0] if shape.input[0].endswith(CHANNELS_LAST) else None
 
 
 def fuse_layer_norm(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -117,16 +117,19 @@ _FUNCTIONS = (
 _OWN = {
     "BiasGroupNorm": ("x", "gamma", "beta", "bias", "embedding", "skip"),
     "BiasAdd": ("x", "bias", "skip"),
-    "BiasUpsample": ("x", "bias", "skip"),
+    "BiasUpsample": ("x", "bias", "skip", "like"),
     "BiasLayerNorm": ("x", "gamma", "beta", "bias"),
 }
+_NEAREST = 'mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"'
 _OWN_BODIES = {
     "BiasGroupNorm": f"<groups, epsilon, activation> (%s) => (y, total, sums) {{ %s {_NORM} sums = Identity (gamma) }}",
     "BiasAdd": "(%s) => (total) { %s }",
-    "BiasUpsample": """(%s) => (y) { %s
+    "BiasUpsample": f"""(%s) => (y) {{ %s
     scales = Constant <value_floats: floats = [1.0, 2.0, 2.0, 1.0]> ()
-    y = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">
-        (total, , scales) }""",
+    y = Resize <{_NEAREST}> (total, , scales) }}""",
+    "BiasUpsampleLike": f"""(%s) => (y) {{ %s
+    sizes = Shape <start = 1, end = 3> (like)
+    y = Resize <{_NEAREST}, axes = [1, 2]> (total, , , sizes) }}""",
     "BiasLayerNorm": """<epsilon> (%s) => (y, total) { %s
     y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (total, gamma, beta) }""",
 }
@@ -136,10 +139,11 @@ def _own_function(name: str, op_type: str, given: list[str]) -> str:
     """What our operator computes of the inputs that are `given` (`engines/kernels/kernels.cu`)."""
     total, lines = "x", list[str]()
     for term in given:
-        if term not in ("x", "gamma", "beta"):
+        if term not in ("x", "gamma", "beta", "like"):
             lines.append(f"with_{term} = Add ({total}, {term})")
             total = f"with_{term}"
-    return f"{name} {_OWN_BODIES[op_type]}" % (", ".join(given), "\n".join([*lines, f"total = Identity ({total})"]))
+    body = _OWN_BODIES["BiasUpsampleLike" if "like" in given else op_type]
+    return f"{name} {body}" % (", ".join(given), "\n".join([*lines, f"total = Identity ({total})"]))
 
 
 def to_portable(model: onnx.ModelProto) -> onnx.ModelProto:
