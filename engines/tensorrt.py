@@ -20,7 +20,7 @@ from .errors import EngineError, OutOfMemory
 from .profile import Profile, sizes_of
 from .spec import Array, GraphSpec
 from .store import DamagedEngine, Entry, NoEngine
-from .tensorrt_build import make_logger, out_of_memory, start
+from .tensorrt_build import in_a_thread, make_logger, out_of_memory, start
 from .tensorrt_store import EngineBuilding, Job, ensure, find, options_for
 from .tensorrt_versions import TensorRT, load
 
@@ -137,7 +137,11 @@ class Plan:
         if profile not in self._contexts:
             context = self._tensorrt.new_context(self.engine)
             if context is None:
-                raise OutOfMemory(f"{self.entry.plan}: no context could be made; is the device's memory full?")
+                told = "; ".join(self.errors[-2:]) or "it does not say why"
+                self.errors.clear()
+                raise OutOfMemory(
+                    f"{self.entry.plan}: out of device memory, no context is made ({told}); free some of it"
+                )
             if self.engine.num_optimization_profiles > 1:
                 self.done(context.set_optimization_profile_async(profile, int(stream.handle)))
                 stream.wait()
@@ -291,7 +295,7 @@ class PlanRun:
         """None where it was damaged and may be built again."""
         if entry.plan not in self._plans:
             try:
-                self._plans[entry.plan] = Plan(self._tensorrt, entry, self._job)
+                self._plans[entry.plan] = in_a_thread(lambda: Plan(self._tensorrt, entry, self._job))
             except DamagedEngine as error:
                 if not self._building.allowed:
                     raise
@@ -321,7 +325,7 @@ class PlanRun:
         while plan is None:
             entry, profile = self._covering(sizes_of(self._spec, feeds))
             plan = self._plan(entry)
-        context = plan.context(profile, self._stream)
+        context = in_a_thread(functools.partial(plan.context, profile, self._stream))
         plan.set_to[profile] = shapes
         inputs = {}
         for tensor in self._spec.inputs:

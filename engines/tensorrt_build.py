@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .base import Report
+from .cuda import free_memory
 from .errors import BackendUnavailable, BundleError, EngineError, OutOfMemory, UsageError, one_line
 from .files import replacing
 from .onnx_scales import with_scales
@@ -17,7 +18,10 @@ from .profile import Profile
 from .spec import GraphSpec
 from .tensorrt_versions import TensorRT
 
+T = TypeVar("T")
 _SINGLE, _HALF = "float32", "float16"
+# Bytes of the device's memory. With 600 MiB left TensorRT 8.6 did not start on an H100, and said nothing.
+_START = 1 << 30
 # The builder's flags for options that are on or off.
 _FLAGS = {
     "weight_stripped": "STRIP_PLAN",
@@ -82,8 +86,8 @@ def build_plan(
     """Build the graph in the file `model` for these profiles, and return the plan.
 
     One profile of fixed sizes gives a static engine. `report` is called with the fraction that is done: at the start,
-    at the end, and between, from a thread of TensorRT's, where this one can be watched. Such a one `stop` stops, and so
-    does a keyboard interrupt.
+    at the end, and between where this one can be watched, from other threads. Such a one `stop` stops, and so does a
+    keyboard interrupt.
 
     Raises:
         UsageError: see `BuildOptions.check`; or options that exclude one another.
@@ -91,24 +95,37 @@ def build_plan(
         EngineError: the build fails: out of memory, say.
     """
     options.check(tensorrt)
+    stop = stop or threading.Event()
+
+    def work() -> bytes:
+        return _build(tensorrt, model, spec, profiles, precision, options, report, stop)
+
+    return in_a_thread(work, stop if tensorrt.version.has_progress else None)
+
+
+def _build(
+    tensorrt: TensorRT,
+    model: Path,
+    spec: GraphSpec,
+    profiles: Sequence[Profile],
+    precision: str,
+    options: BuildOptions,
+    report: Report,
+    stop: threading.Event,
+) -> bytes:
     trt = tensorrt.module
     logger = make_logger(trt)
     builder = start(tensorrt, trt.Builder, logger)
-    network, parser = _parse(tensorrt, builder, logger, model)
+    network, _parser = _parse(tensorrt, builder, logger, model)  # the parser owns the weights that the build reads
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
     spec.check_names(model, inputs, [network.get_output(i).name for i in range(network.num_outputs)])
     config = builder.create_builder_config()
     _fix_or_add_profiles(builder, config, network, spec, profiles)
     _configure(tensorrt, config, precision, options)
-    stop = stop or threading.Event()
     report(0.0)
     if tensorrt.version.has_progress:
         config.progress_monitor = _monitor(trt, report, stop)
-
-    def work(parser: Any = parser) -> Any:  # which owns the weights: they are read even after an interrupt
-        return builder.build_serialized_network(network, config)
-
-    plan = _in_a_thread(work, stop if tensorrt.version.has_progress else None)
+    plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _why_failed(spec.name, logger.errors, options)
     if options.timing_cache is not None:
@@ -146,8 +163,10 @@ def start(tensorrt: TensorRT, kind: Any, logger: Any) -> Any:
     try:
         return kind(logger)
     except TypeError:  # what the binding of a C++ function that returns nothing raises
-        told = "; ".join(logger.errors[-2:]) or "it does not say why"
-        if "failure with error: 2." in told:  # cudaErrorMemoryAllocation
+        told = "; ".join(logger.errors[-2:])
+        full = "failure with error: 2." in told if told else _is_full()  # cudaErrorMemoryAllocation
+        told = told or "it does not say why"
+        if full:
             reason = f"{tensorrt.version.label} does not start: out of device memory ({told}); free some of it"
             raise OutOfMemory(reason) from None
         remedy = "does the NVIDIA driver fit it? see: edgediffusion doctor"
@@ -155,6 +174,16 @@ def start(tensorrt: TensorRT, kind: Any, logger: Any) -> Any:
             package = f"{tensorrt.backend.replace('_', '-')}=={tensorrt.number}"
             remedy = f"a file of it was altered: pip install --force-reinstall {package}"
         raise BackendUnavailable(f"{tensorrt.version.label} does not start ({told})", remedy) from None
+
+
+def _is_full() -> bool:
+    """Whether the device has too little memory to start in."""
+    try:
+        return free_memory() < _START
+    except OutOfMemory:  # CUDA takes some itself to tell
+        return True
+    except (BackendUnavailable, EngineError):
+        return False
 
 
 def _parse(tensorrt: TensorRT, builder: Any, logger: Any, model: Path) -> tuple[Any, Any]:
@@ -252,9 +281,14 @@ def _monitor(trt: Any, report: Report, stop: threading.Event) -> Any:
     return Monitor()
 
 
-def _in_a_thread(work: Callable[[], Any], stop: threading.Event | None) -> Any:
-    """What `work` returns. A keyboard interrupt comes between Python's own steps, and a build is none."""
-    result: list[Any] = []
+def in_a_thread(work: Callable[[], T], stop: threading.Event | None = None) -> T:
+    """What `work` returns, while this thread waits for a keyboard interrupt, which sets `stop` where that ends `work`.
+
+    An interrupt comes between the main thread's own steps, and a build is none; in a callback of TensorRT's, such as
+    its words to the log are, it would be lost. Nor does a wait without an end hear of it: TensorRT 8.6 compiles
+    kernels, and leaves the system's calls to go on after a signal.
+    """
+    result: list[T] = []
     failure: list[BaseException] = []
 
     def run() -> None:
@@ -274,7 +308,7 @@ def _in_a_thread(work: Callable[[], Any], stop: threading.Event | None) -> Any:
             thread.join()
         raise
     if failure:
-        raise failure[0]
+        raise failure.pop()  # a reference left here would keep what its traceback holds
     return result[0]
 
 

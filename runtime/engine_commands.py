@@ -10,7 +10,7 @@ import platform
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from edgediffusion import __version__
@@ -97,6 +97,8 @@ def build(arguments: Sequence[str]) -> int:
                     for job, profiles in jobs
                 ]
                 for future in futures:
+                    while not future.done():  # with TensorRT 8.6 an endless wait hears of no interrupt, see in_a_thread
+                        wait([future], timeout=0.1)
                     print_line(str(future.result().plan))
         except BaseException as error:
             stop.set()

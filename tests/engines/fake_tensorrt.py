@@ -6,9 +6,12 @@ somebody waits for it, as late as the real one could.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import ctypes
 import enum
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,6 +187,18 @@ class FakeCuda:
         assert size <= self.device[address]
         array: Array = np.ctypeslib.as_array((ctypes.c_byte * size).from_address(address)).view(dtype).reshape(shape)
         return array
+
+
+def lost_in_the_log(start: Callable[..., Any]) -> Callable[..., Any]:
+    """`start`, during which an interrupt comes while TensorRT has a word for the log: what is raised there is lost."""
+
+    def speaking(*arguments: Any) -> Any:
+        with contextlib.suppress(KeyboardInterrupt):
+            _thread.interrupt_main()
+            time.sleep(0.2)
+        return start(*arguments)
+
+    return speaking
 
 
 class FakeTensorRT:

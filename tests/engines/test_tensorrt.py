@@ -23,7 +23,7 @@ from edgediffusion.engines.tensorrt_build import BuildOptions, make_logger
 from edgediffusion.engines.tensorrt_store import EngineBuilding, Job, ensure
 from edgediffusion.engines.tensorrt_versions import load
 
-from .fake_tensorrt import FakeContext, FakeCuda, FakeTensorRT
+from .fake_tensorrt import FakeContext, FakeCuda, FakeTensorRT, lost_in_the_log
 from .test_conformance import MODEL, OFFSET, SPEC, X, Y
 
 Install = Callable[..., FakeTensorRT]
@@ -315,6 +315,19 @@ def test_out_of_memory_while_running(fake: FakeTensorRT, cuda: FakeCuda, model: 
         with pytest.raises(OutOfMemory, match=message):
             engine(FEEDS)
         np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+
+
+def test_an_interrupt_is_not_lost_while_a_plan_is_loaded(
+    fake: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(model)
+    with open_built(model) as engine:
+        fake.engine.create_execution_context = lost_in_the_log(fake.engine.create_execution_context)
+        with pytest.raises(KeyboardInterrupt):
+            engine(FEEDS)
+    monkeypatch.setattr(fake, "Runtime", lost_in_the_log(fake.Runtime))
+    with pytest.raises(KeyboardInterrupt):
+        open_built(model)
 
 
 def test_a_plan_without_weights_takes_those_of_the_bundle(fake: FakeTensorRT, model: Path) -> None:

@@ -21,7 +21,7 @@ from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.engines.tensorrt_build import BuildOptions, build_plan
 from edgediffusion.engines.tensorrt_versions import VERSIONS, load
 
-from .fake_tensorrt import FakeTensorRT
+from .fake_tensorrt import FakeCuda, FakeTensorRT, lost_in_the_log
 from .test_conformance import MODEL, SPEC
 
 Install = Callable[..., FakeTensorRT]
@@ -212,6 +212,16 @@ def test_a_keyboard_interrupt_stops_the_build(tensorrt: Install) -> None:
     assert len(steps) < 20  # of 20: TensorRT was told to stop
 
 
+@pytest.mark.parametrize("version", ["8", "10"])
+def test_an_interrupt_is_not_lost_in_a_word_to_the_log(
+    version: str, tensorrt: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = install(tensorrt, version)
+    monkeypatch.setattr(fake, "Builder", lost_in_the_log(fake.Builder))
+    with pytest.raises(KeyboardInterrupt):
+        build(fake)
+
+
 def test_the_weights_stay_for_a_build_that_cannot_be_stopped(
     tensorrt: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +274,27 @@ def test_tensorrt_that_does_not_start(
         build(fake)
     told = "CUDA initialization failure with error: 2. Please check your CUDA installation"
     message = r"^TensorRT 10 does not start: out of device memory \(CUDA init.*installation\); free some of it$"
+    with pytest.raises(OutOfMemory, match=message):
+        build(fake)
+
+
+def test_tensorrt_that_does_not_start_and_does_not_say_why(
+    tensorrt: Install, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = install(tensorrt, "8")
+    monkeypatch.setattr(fake, "Builder", lambda: None)  # a TypeError, which the binding raises
+    with pytest.raises(
+        BackendUnavailable, match=r"^TensorRT 8\.6 does not start \(it does not say why\); does the NVI"
+    ):
+        build(fake)
+    message = r"^TensorRT 8\.6 does not start: out of device memory \(it does not say why\); free some of it$"
+    cuda.fail["cudaMemGetInfo"] = 2
+    with pytest.raises(OutOfMemory, match=message):
+        build(fake)
+    cuda.fail["cudaMemGetInfo"] = 35
+    with pytest.raises(BackendUnavailable, match="driver"):
+        build(fake)
+    cuda.free = 600 << 20
     with pytest.raises(OutOfMemory, match=message):
         build(fake)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -141,11 +142,12 @@ def test_a_build_that_cannot_be_stopped_ends_with_the_process(
     tensorrt: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_commands, "free_memory", lambda: 64 << 30)
-    fake, left, over = tensorrt("8.6.0"), list[tuple[int, str]](), threading.Event()
+    fake, left, over, at_once = tensorrt("8.6.0"), list[tuple[int, str]](), threading.Event(), list[bool]()
 
     def parser(*arguments: Any) -> Any:
-        _thread.interrupt_main()
-        over.wait(10)  # as long as somebody waits for it
+        signal.siginterrupt(signal.SIGINT, False)  # as TensorRT does when it compiles
+        os.kill(os.getpid(), signal.SIGINT)
+        at_once.append(over.wait(10))
         raise BundleError("not to be seen")
 
     def leave(status: int) -> None:
@@ -154,8 +156,12 @@ def test_a_build_that_cannot_be_stopped_ends_with_the_process(
 
     monkeypatch.setattr(fake, "OnnxParser", parser)
     monkeypatch.setattr("os._exit", leave)
-    assert build("--component", "vae_encoder") == 130
+    try:
+        assert build("--component", "vae_encoder") == 130
+    finally:
+        signal.siginterrupt(signal.SIGINT, True)
     assert left == [(130, "edgediffusion: interrupted\n")]
+    assert at_once == [True]
 
 
 def test_engines_are_listed(fake: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:
