@@ -61,6 +61,12 @@ class PlanEngine(HostEngine):
             self._spec.check_outputs(outputs)
             yield outputs
 
+    def close(self) -> None:
+        """See `Engine`. What it had on the GPU is freed, even where the traceback of an error refers to it still."""
+        if isinstance(self._run, PlanRun):
+            self._run.close()
+        super().close()
+
 
 class Scratch:
     """Memory for what lies between the layers: one for all engines, which therefore take turns in one stream."""
@@ -148,6 +154,10 @@ class Plan:
             self._contexts[profile] = context
         return self._contexts[profile]
 
+    def enqueue(self, profile: int, stream: Stream) -> None:
+        """Put a run of this profile's context into the stream."""
+        self.done(self.context(profile, stream).execute_async_v3(int(stream.handle)))
+
     def done(self, well: bool) -> None:
         """Raise what TensorRT has told since the last failure, where it did not do what it was asked."""
         if well:
@@ -158,6 +168,11 @@ class Plan:
         if full:
             raise OutOfMemory(f"{name}: out of device memory ({told}); take a smaller --size or --batch-size")
         raise EngineError(f"{name}: TensorRT failed ({told})")
+
+    def close(self) -> None:
+        """Free it, in the order in which TensorRT's objects need one another."""
+        self._contexts.clear()
+        del self.engine, self._keep
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """What an input or output has in the plan."""
@@ -198,7 +213,6 @@ class _Bucket:
     plan: Plan
     profile: int
     shapes: Shapes
-    context: Any
     inputs: dict[str, Staging]
     outputs: dict[str, Staging]
     sent: dict[str, Array] = field(default_factory=dict)
@@ -260,6 +274,13 @@ class PlanRun:
         if used is not None and waiting is not None:
             yield self._read(waiting.wait())
             used.outbox = waiting
+
+    def close(self) -> None:
+        """Free all plans and buffers."""
+        with _SCRATCH.turn:
+            self._kept.clear()
+            while self._plans:
+                self._plans.popitem()[1].close()
 
     @contextlib.contextmanager
     def _bucket(self, feeds: Mapping[str, Array]) -> Iterator[_Bucket]:
@@ -337,7 +358,7 @@ class PlanRun:
         }
         if len(self._kept) >= MAX_KEPT:
             self._kept.pop(next(iter(self._kept)))
-        self._kept[shapes] = _Bucket(plan, profile, shapes, context, inputs, outputs)
+        self._kept[shapes] = _Bucket(plan, profile, shapes, inputs, outputs)
         return self._kept[shapes]
 
     def _no_profile(self, sizes: Mapping[str, int]) -> NoEngine:
@@ -365,12 +386,13 @@ class PlanRun:
 
     def _prepare(self, bucket: _Bucket, memory: DeviceMemory) -> None:
         """A context may have served other shapes since."""
-        self._tensorrt.give_scratch(bucket.context, memory.address, memory.size)
+        context = bucket.plan.context(bucket.profile, self._stream)
+        self._tensorrt.give_scratch(context, memory.address, memory.size)
         bucket.plan.set_to[bucket.profile] = bucket.shapes
         for name, staging in bucket.inputs.items():
-            bucket.plan.done(bucket.context.set_input_shape(name, staging.host.shape))
+            bucket.plan.done(context.set_input_shape(name, staging.host.shape))
         for name, staging in (bucket.inputs | bucket.outputs).items():
-            bucket.plan.done(bucket.context.set_tensor_address(name, staging.device.address))
+            bucket.plan.done(context.set_tensor_address(name, staging.device.address))
 
     def _enqueue(self, bucket: _Bucket) -> None:
-        bucket.plan.done(bucket.context.execute_async_v3(int(self._stream.handle)))
+        bucket.plan.enqueue(bucket.profile, self._stream)

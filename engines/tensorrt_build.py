@@ -285,8 +285,8 @@ def in_a_thread(work: Callable[[], T], stop: threading.Event | None = None) -> T
     """What `work` returns, while this thread waits for a keyboard interrupt, which sets `stop` where that ends `work`.
 
     An interrupt comes between the main thread's own steps, and a build is none; in a callback of TensorRT's, such as
-    its words to the log are, it would be lost. Nor does a wait without an end hear of it: TensorRT 8.6 compiles
-    kernels, and leaves the system's calls to go on after a signal.
+    its words to the log are, it would be lost. Nor does a wait without an end hear of it: NVRTC 11 and 12, one of which
+    is in TensorRT 8.6, have the system's calls go on after a signal once they have compiled (SA_RESTART).
     """
     result: list[T] = []
     failure: list[BaseException] = []

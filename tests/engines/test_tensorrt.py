@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import shutil
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -315,6 +317,23 @@ def test_out_of_memory_while_running(fake: FakeTensorRT, cuda: FakeCuda, model: 
         with pytest.raises(OutOfMemory, match=message):
             engine(FEEDS)
         np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+
+
+@pytest.mark.parametrize("step", ["create_execution_context", "execute_async_v3"])
+def test_a_closed_engine_is_freed_though_an_error_is_kept(
+    step: str, fake: FakeTensorRT, cuda: FakeCuda, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(model)
+    monkeypatch.setattr(FakeContext, "execute_async_v3", lambda self, stream: False)
+    with open_built(model) as engine:
+        if step == "create_execution_context":
+            fake.engine.create_execution_context = lambda strategy: None
+        with pytest.raises(EngineError) as kept:
+            engine(FEEDS)
+        plan, fake.engine = weakref.ref(fake.engine), None
+    gc.collect()  # a stand-in refers to itself
+    assert plan() is None
+    assert kept.tb is not None
 
 
 def test_an_interrupt_is_not_lost_while_a_plan_is_loaded(

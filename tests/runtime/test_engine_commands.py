@@ -145,7 +145,7 @@ def test_a_build_that_cannot_be_stopped_ends_with_the_process(
     fake, left, over, at_once = tensorrt("8.6.0"), list[tuple[int, str]](), threading.Event(), list[bool]()
 
     def parser(*arguments: Any) -> Any:
-        signal.siginterrupt(signal.SIGINT, False)  # as TensorRT does when it compiles
+        signal.siginterrupt(signal.SIGINT, False)  # as NVRTC 12 does when it compiles
         os.kill(os.getpid(), signal.SIGINT)
         at_once.append(over.wait(10))
         raise BundleError("not to be seen")
