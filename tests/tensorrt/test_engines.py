@@ -102,7 +102,7 @@ def test_two_builders_of_one_engine(machine: Machine) -> None:
 @pytest.mark.parametrize("fraction", [0.1, 0.5])  # of what this build took
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_builder_that_is_stopped(stop: signal.Signals, fraction: float, built: Machine, machine: Machine) -> None:
-    """While TensorRT 8.6 starts, which takes a fifth of the build, it holds Python's lock: an interrupt waits for that."""
+    """An interrupt waits while TensorRT 8.6 starts, a fifth of the build, in which it holds Python's lock."""
     process = machine.start(*machine.build(*SEVERAL, "--component", "unet"), seconds=10 * SECONDS)
     wait_for_a_build(machine, process)
     seconds = built.engine("unet").built.seconds
