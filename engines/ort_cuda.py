@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -31,6 +32,9 @@ OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # else each growth doubles the arena, to several times the model
     "sdpa_kernel": "10",  # cuDNN's (8) or the memory-efficient one (2); pictures by flash (1) were NaN
 }
+# What cuBLAS sets aside for each of its two handles in a session: 8 MiB, where it takes 64 MiB by itself on an H100. The
+# three sessions of Stable Diffusion 1.5 need 352 MB less and are no slower.
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8"
 
 
 class NotCaptured(UserWarning):
@@ -54,6 +58,7 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
     """
     for check in CHECKS:
         check()
+    os.environ.setdefault(*WORKSPACE)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         onnxruntime.preload_dlls()
     kernels = give_turned(model, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import os
 import sys
 import threading
 import time
@@ -120,6 +121,17 @@ def test_a_machine_without_a_gpu_that_works(
     assert Session.asked == [ort_cuda.CPU]
     wanted = ["device auto: cpu, since no NVIDIA driver on this machine"]
     assert lines == (wanted if driver is no_driver else [])  # else the warning says it
+
+
+@pytest.mark.usefixtures("with_gpu")
+@pytest.mark.parametrize("own", [None, ":16:8"])
+def test_what_cublas_sets_aside(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, ours = ort_cuda.WORKSPACE
+    monkeypatch.setenv(name, own or "")
+    if own is None:
+        monkeypatch.delenv(name)
+    open_engine(MODEL, SPEC, device="cuda").close()
+    assert os.environ[name] == (own or ours)
 
 
 @pytest.mark.parametrize(
