@@ -50,6 +50,14 @@ def joules() -> float | None:
         return None
 
 
+def memory_used() -> float | None:
+    """Bytes of its memory that are in use, by whomever; None without a GPU."""
+    if (device := _device()) is None:
+        return None
+    nvml, handle = device
+    return float(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+
+
 @contextlib.contextmanager
 def watch_memory() -> Iterator[list[float]]:
     """When the block ends the list holds the most bytes in use beyond what was before; nothing without a GPU."""

@@ -1,8 +1,8 @@
 """What an NVIDIA GPU makes of a model of `export_random`: STAGE FOLDER OUT.json [DEVICE].
 
 FOLDER holds the checkpoint and the bundle that `export_random.py MODEL FOLDER fp16` wrote. Stages, each for a process
-of its own on an idle GPU: components, kernels, options, loop, out_of_memory, picture. `measure_gpu.py` runs them, and
-the suite for what is measured beside others.
+of its own on an idle GPU: components, kernels, beside, options, memory, loop, out_of_memory, picture. `measure_gpu.py`
+runs them, and the suite for what is measured beside others.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from edgediffusion.runtime.tokenizer import MAX_LENGTH
 from ..benchmark import say
 from ..cases.quality import psnr
 from ..feeds import random_feeds
+from ..gpu import memory_used
 from ..pictures import COMMAND, PROMPT, write_checkpoint
 from ..report import installed_versions, write_text
 from ..workers.ours import CONSTANTS
@@ -200,19 +201,8 @@ def kernels(folder: Path, device: str) -> Iterator[dict[str, Any]]:
                 feeds = [random_feeds(graph.spec, sizes_of(bundle, name), seed) for seed in range(3)]
                 first = [timed(engine, feeds[0]) for _ in range(3)]
                 outputs[label] = [engine(feed) for feed in feeds]
-                call = bound_call(engine, feeds)
-                times = timed_calls(call)
-                table = profiled_kernels(call, device)
-            yield {
-                "name": name,
-                "label": label,
-                "open_s": opened,
-                "first": first,
-                **times,
-                "kernels_us": sum(microseconds for _, _, microseconds in table),
-                "launches": sum(launches for _, launches, _ in table),
-                "top": table,
-            }
+                row = profiled(bound_call(engine, feeds), device)
+            yield {"name": name, "label": label, "open_s": opened, "first": first} | row
         pairs = zip(outputs["kernels"], outputs["cuda"], strict=True)
         difference = [max(relative_errors(ours, theirs).values()) for ours, theirs in pairs]
         yield {"name": name, "difference": difference, "nan": bool(np.isinf(difference).any())}
@@ -230,6 +220,47 @@ def profiled_kernels(call: Callable[[int], object], device: str) -> list[tuple[s
         if event.device_type.name == "CUDA":
             found[event.name].append(event.self_device_time_total)
     return sorted(((name, len(each), sum(each)) for name, each in found.items()), key=lambda row: -row[2])
+
+
+def beside(folder: Path, device: str) -> Iterator[dict[str, Any]]:
+    """The kernels of one call, ours and those of diffusers through torch.compile, for one picture and for eight."""
+    from ..workers import diffusers as peer
+
+    feeds = {}
+    with Bundle.open(folder / "bundle", device=device) as bundle:
+        for name in ("unet", "vae_decoder"):
+            for pictures in (1, 8):
+                sizes = sizes_of(bundle, name)
+                sizes["batch"] *= pictures
+                feeds[name, pictures] = [random_feeds(bundle.manifest.graphs[name].spec, sizes, k) for k in range(2)]
+                call = bound_call(bundle.engine(name), feeds[name, pictures])
+                yield {"who": "edgediffusion", "name": name, "pictures": pictures} | profiled(call, device)
+        family = bundle.manifest.family
+    gc.collect()
+    with tempfile.TemporaryDirectory() as out:
+        source = str(write_checkpoint(folder / "bundle", Path(out), say))
+        request = {"source": source, "dtype": "float16", "threads": 8, "device": device, "family": family}
+        graphs = peer.load(request | {"compile": True})
+    for (name, pictures), given in feeds.items():
+        calls = [graphs[name](feed) for feed in given]
+        yield {"who": "torch-compile", "name": name, "pictures": pictures} | profiled(in_turn(calls), device)
+
+
+def in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[int], object]:
+    """Calls one of `calls` by number."""
+    return lambda number: calls[number % len(calls)]()
+
+
+def profiled(call: Callable[[int], object], device: str) -> dict[str, Any]:
+    """How long a call takes, and its kernels."""
+    times = timed_calls(call)
+    table = profiled_kernels(call, device)
+    return {
+        **times,
+        "kernels_us": sum(microseconds for _, _, microseconds in table),
+        "launches": sum(launches for _, launches, _ in table),
+        "top": table,
+    }
 
 
 def options(folder: Path, device: str) -> Iterator[dict[str, Any]]:
@@ -262,6 +293,19 @@ def options(folder: Path, device: str) -> Iterator[dict[str, Any]]:
             gc.collect()
     ort_cuda.OPTIONS.clear()
     ort_cuda.OPTIONS.update(chosen)
+
+
+def memory(folder: Path, device: str) -> Iterator[dict[str, Any]]:
+    """Bytes of the GPU in use, beyond those before, as the engines of a picture are opened and run."""
+    before = memory_used() or 0.0
+    with Bundle.open(folder / "bundle", device=device) as bundle:
+        for name in ("text_encoder", "unet", "vae_decoder"):
+            engine = bundle.engine(name)
+            opened = memory_used() or 0.0
+            feeds = [random_feeds(bundle.manifest.graphs[name].spec, sizes_of(bundle, name), 0)]
+            times = timed_calls(bound_call(engine, feeds))
+            run = memory_used() or 0.0
+            yield {"name": name, "bytes_opened": opened - before, "bytes_run": run - before, "ms": times}
 
 
 def loop(folder: Path, device: str) -> Iterator[dict[str, Any]]:
@@ -355,7 +399,7 @@ def picture(folder: Path, device: str) -> Iterator[dict[str, Any]]:
     yield {"name": "psnr", "dB": psnr(theirs, ours), "std": float(theirs.std())}
 
 
-STAGES = {f.__name__: f for f in (components, kernels, options, loop, out_of_memory, picture)}
+STAGES = {f.__name__: f for f in (components, kernels, beside, options, memory, loop, out_of_memory, picture)}
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -59,6 +59,8 @@ STEPS = {
     "loop-sd15": Step(100, "sd15", STAGE, "loop"),
     "components-sd15": Step(200, "sd15", STAGE, "components"),
     "kernels-sd15": Step(200, "sd15", STAGE, "kernels"),
+    "beside-sd15": Step(300, "sd15", STAGE, "beside"),
+    "memory-sd15": Step(100, "sd15", STAGE, "memory"),
     "picture": Step(100, "sd15", STAGE, "picture"),
 }  # fmt: skip
 
