@@ -26,6 +26,7 @@ from edgediffusion.export.passes.cuda import PASSES, to_cuda_dialect
 from edgediffusion.export.passes.cuda.own_kernels import PASSES as OWN_PASSES
 from edgediffusion.export.passes.cuda.own_kernels import to_own_kernels
 from edgediffusion.export.passes.cuda.portable import to_portable
+from edgediffusion.export.passes.cuda.skip_layer_norm import fuse_skip_layer_norm
 from edgediffusion.export.passes.cuda.turned_kernels import declare_turned
 from edgediffusion.export.passes.cuda.wider_kernels import widen_kernels
 from edgediffusion.export.precision import Case, Halved, halve, open_graph
@@ -167,6 +168,19 @@ def test_an_embedding_of_positions_is_no_bias() -> None:
     for name, shape in shapes.items():
         model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
     assert set(to_own_kernels(model)[1].values()) == {0}
+
+
+@pytest.mark.parametrize(("shape", "inputs"), [((8,), ["x", "r", "s", "t", "p"]), ((8, 8), ["a", "r", "s", "t"])])
+def test_a_norm_of_a_sum_takes_a_bias_along_but_no_embedding(shape: tuple[int, ...], inputs: list[str]) -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> '
+        "g (float[1, 8, 8] x, float[1, 8, 8] r) => (float[1, 8, 8] y) "
+        "{ a = Add(x, p) b = Add(a, r) y = LayerNormalization<axis = -1>(b, s, t) }"
+    )
+    for name, size in {"p": shape, "s": (8,), "t": (8,)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(size, np.float32), name))
+    (norm,) = [node for node in fuse_skip_layer_norm(model).graph.node if node.op_type != "Add"]
+    assert (norm.op_type, list(norm.input)) == ("SkipLayerNormalization", inputs)
 
 
 def test_pictures_are_transposed_at_the_ends_only(graph: onnx.ModelProto) -> None:

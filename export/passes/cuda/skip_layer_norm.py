@@ -19,10 +19,10 @@ def _fuse(graph: Rewriter, norm: onnx.NodeProto) -> None:
         return
     old = [total, norm]
     x, skip = total.input
-    bias = []
+    channels, bias = graph.initializers.get(norm.input[1]), list[str]()
     for branch, other in ((x, skip), (skip, x)):
-        linear = graph.maker(branch, "Add")
-        if linear is not None and linear.input[1] in graph.initializers and len(graph.readers(branch)) == 1:
+        linear = graph.maker(branch, "Add") if len(graph.readers(branch)) == 1 else None
+        if linear is not None and graph.initializers.get(linear.input[1], ()) == channels:
             x, skip, bias = linear.input[0], other, [linear.input[1]]
             old.append(linear)
             break
