@@ -83,7 +83,7 @@ def _doubled_like(graph: _Graph, resize: onnx.NodeProto) -> str | None:
     scales = graph.constant(resize.input[2])
     if scales is not None:
         return "" if scales.tolist() == [1, 2, 2, 1] else None
-    shape = graph.maker(resize.input[3], "Shape")
+    shape = graph.maker(resize.input[3], "Shape") if len(resize.input) > 3 else None
     if shape is None or (attribute(shape, "start"), attribute(shape, "end")) != (1, 3):
         return None
     return shape.input[0] if shape.input[0].endswith(CHANNELS_LAST) else None
