@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +73,26 @@ def test_free_memory_knows_the_limit_of_the_process(tmp_path: Path) -> None:
     assert free is not None
     assert less is not None
     assert 0 < less <= free - held.nbytes < free < 8 << 30
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc, which has no thresholds")
+@pytest.mark.parametrize(("own", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "0"}, False)])
+def test_memory_that_was_freed_is_kept_unless_a_variable_says_otherwise(own: dict[str, str], kept: bool) -> None:
+    """Told by its pages: two arrays of 3000 each, made and freed ten times."""
+    program = """
+import resource
+from edgediffusion.runtime.memory import tune_heaps
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+tune_heaps()
+before = faults()
+for _ in range(10):
+    arrays = [b"x" * (3000 * resource.getpagesize()) for _ in range(2)]
+    del arrays
+print(faults() - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | own
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 12_000) == kept
