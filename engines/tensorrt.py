@@ -62,7 +62,10 @@ class PlanEngine(HostEngine):
             yield outputs
 
     def close(self) -> None:
-        """See `Engine`. What it had on the GPU is freed, even where the traceback of an error refers to it still."""
+        """See `Engine`. What it had on the GPU is freed, even where the traceback of an error refers to it still.
+
+        So is what it shares with engines of `bind`: one of them that is called again loads the plan anew.
+        """
         if isinstance(self._run, PlanRun):
             self._run.close()
         super().close()

@@ -158,7 +158,7 @@ def start(tensorrt: TensorRT, kind: Any, logger: Any) -> Any:
 
     Raises:
         BackendUnavailable: TensorRT does not start here.
-        OutOfMemory: nothing of the device's memory is free.
+        OutOfMemory: too little of the device's memory is free.
     """
     try:
         return kind(logger)

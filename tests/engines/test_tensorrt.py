@@ -336,6 +336,14 @@ def test_a_closed_engine_is_freed_though_an_error_is_kept(
     assert kept.tb is not None
 
 
+def test_an_engine_runs_on_after_one_that_is_bound_to_it_was_closed(fake: FakeTensorRT, model: Path) -> None:
+    build(model)
+    with open_built(model) as engine:
+        with engine.bind({"offset": OFFSET}) as bound:
+            np.testing.assert_array_equal(bound({"x": X})["y"], Y)
+        np.testing.assert_array_equal(engine(FEEDS)["y"], Y)
+
+
 def test_an_interrupt_is_not_lost_while_a_plan_is_loaded(
     fake: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
