@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +107,26 @@ def test_a_compiler_that_does_not_know_the_gpu_is_told() -> None:
         compile_kernels("1")
 
 
+@pytest.fixture
+def given_anew() -> Iterator[None]:
+    """The kernels are not given yet, nor are those of a test kept for others."""
+    ort_kernels.give_kernels.cache_clear()
+    yield
+    ort_kernels.give_kernels.cache_clear()
+
+
+@pytest.mark.usefixtures("given_anew")
 def test_a_library_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ort_kernels, "LIBRARY", tmp_path / "ort_operators.so")
     monkeypatch.setattr(ort_kernels, "CHECKS", ())
-    ort_kernels.give_kernels.cache_clear()
     with pytest.raises(
         NoKernels, match=r"our own kernels are missing \(.*ort_operators\.so: cannot open.*install a C compiler"
     ):
         ort_kernels.open_session(tmp_path / "model.onnx", onnxruntime.SessionOptions())
 
 
+@pytest.mark.usefixtures("given_anew")
 def test_a_library_of_other_sources_or_another_machine_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ort_kernels.give_kernels.cache_clear()
     changed = tmp_path / "kernels.cu"
     changed.write_bytes(ort_kernels.SOURCE.read_bytes() + b"\n")
     monkeypatch.setattr(ort_kernels, "SOURCE", changed)
@@ -129,10 +137,10 @@ def test_a_library_of_other_sources_or_another_machine_is_told(monkeypatch: pyte
         ort_kernels.give_kernels()
 
 
+@pytest.mark.usefixtures("given_anew")
 def test_a_compiler_that_is_newer_than_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """When a graph is opened, so that the provider's own dialect is taken."""
     pytest.importorskip("cuda.bindings.nvrtc")
-    ort_kernels.give_kernels.cache_clear()
     monkeypatch.setattr(ort_kernels, "_capability", lambda: "90")
     monkeypatch.setattr(ort_kernels, "_driver_version", lambda: 12)
     monkeypatch.setattr(ort_kernels, "built_for", lambda: 12)
@@ -142,8 +150,8 @@ def test_a_compiler_that_is_newer_than_the_driver_is_told(monkeypatch: pytest.Mo
     ort_kernels.give_kernels()
 
 
+@pytest.mark.usefixtures("given_anew")
 def test_elsewhere_than_on_linux_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    ort_kernels.give_kernels.cache_clear()
     monkeypatch.setattr("sys.platform", "win32")
     with pytest.raises(NoKernels, match="our own kernels are for Linux; take Linux, or WSL"):
         ort_kernels.give_kernels()

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -124,6 +125,7 @@ def test_whether_our_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings.kernels(False).found == "not used, since ort on cuda does not work"
     monkeypatch.setattr(ort_kernels, "give_kernels", lambda: None)
     assert findings.kernels(True).found == "compiled for this GPU"
+    assert findings.find([replace(WORKS, device="cuda")])[2] == findings.kernels(True)
     monkeypatch.setattr(ort_kernels, "give_kernels", Mock(side_effect=ort_kernels.NoKernels("no compiler", "get one")))
     found = findings.kernels(True)
     assert (found.passed, found.found) == (True, "not used, so ort on cuda is slower: no compiler; get one")
