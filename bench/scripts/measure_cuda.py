@@ -8,6 +8,7 @@ runs them, and the suite for what is measured beside others.
 import dataclasses
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -237,6 +238,7 @@ def beside(folder: Path, device: str) -> Iterator[dict[str, Any]]:
                 yield {"who": "edgediffusion", "name": name, "pictures": pictures} | profiled(call, device)
         family = bundle.manifest.family
     gc.collect()
+    os.environ.pop(ort_cuda.WORKSPACE[0], None)  # which is ours, and torch would follow it
     with tempfile.TemporaryDirectory() as out:
         source = str(write_checkpoint(folder / "bundle", Path(out), say))
         request = {"source": source, "dtype": "float16", "threads": 8, "device": device, "family": family}
