@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import re
 import threading
@@ -24,7 +23,7 @@ from edgediffusion.engines.tensorrt_build import BuildOptions
 from edgediffusion.engines.tensorrt_store import BUNDLE_STORE, Job, ensure, here, memory_needed
 from edgediffusion.engines.tensorrt_versions import TensorRT, load
 
-from .arguments import Parser, print_line, say_interrupted
+from .arguments import Parser, print_line
 from .build_plan import Wanted, parts_of
 from .bundle import Bundle
 from .latents import LatentSpace
@@ -89,24 +88,23 @@ def build(arguments: Sequence[str]) -> int:
     store = Store(options.bundle / BUNDLE_STORE) if options.in_bundle else Store.of_user()
     _check_memory(tensorrt, [job for job, _ in jobs], options.jobs)
     stop = threading.Event()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        try:
-            with bars() as shown:
-                futures = [
-                    pool.submit(ensure, tensorrt, job, profiles, choices, store, shown.building(job.spec.name), stop)
-                    for job, profiles in jobs
-                ]
-                for future in futures:
-                    while not future.done():  # with TensorRT 8.6 an endless wait hears of no interrupt, see in_a_thread
-                        wait([future], timeout=0.1)
-                    print_line(str(future.result().plan))
-        except BaseException as error:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt) and not tensorrt.version.has_progress:
-                # It cannot be stopped; nothing is half-written, and the system takes back the lock.
-                os._exit(say_interrupted())
-            raise
+    pool = ThreadPoolExecutor(options.jobs)
+    try:
+        with bars() as shown:
+            futures = [
+                pool.submit(ensure, tensorrt, job, profiles, choices, store, shown.building(job.spec.name), stop)
+                for job, profiles in jobs
+            ]
+            for future in futures:
+                while not future.done():  # with TensorRT 8.6 an endless wait hears of no interrupt, see in_a_thread
+                    wait([future], timeout=0.1)
+                print_line(str(future.result().plan))
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        # What TensorRT 8.6 builds cannot be stopped: `script` leaves it behind, half-written is nothing.
+        pool.shutdown(wait=not stop.is_set() or tensorrt.version.has_progress, cancel_futures=True)
     return 0
 
 
