@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from .arrays import F32
 from .guidance import Guidance
 from .prompt_syntax import at_step, parse, switches
-from .prompts import Parts, TextEmbeds, Texts, count_chunks, encode_prompts
+from .prompts import Parts, TextEmbeds, TextEncoder, Texts, count_chunks, encode_prompts
 
 if TYPE_CHECKING:
     from .run import Run
 
+REMEMBERED = 8  # texts of pictures; of SDXL 1.3 MB each, for 77 tokens
 AESTHETIC_SCORES = (2.5, 6.0)  # of the negative prompt and of the prompt, as diffusers has them
 
 
@@ -64,14 +66,9 @@ def _count_chunks(run: Run, texts: Texts, step: int) -> int:
 
 
 def _encode(run: Run, step: int) -> TextEmbeds:
-    encoders, count = run.pipeline.text_encoders(run.clip_skip), chunks_at(run, step)
-    embeds = {texts: encode_prompts(_pairs(run, texts, step), encoders, count) for texts in dict.fromkeys(run.texts)}
-    if run.pipeline.force_zeros_for_empty_prompt:
-        for texts, of in embeds.items():
-            if not (texts.negative_prompt or (len(encoders) > 1 and texts.negative_prompt_2)):
-                of.hidden_states[0] = 0
-                if of.pooled is not None:
-                    of.pooled[0] = 0
+    encoders = functools.cache(functools.partial(run.pipeline.text_encoders, run.clip_skip))
+    count = chunks_at(run, step)
+    embeds = {texts: _remembered(run, texts, step, count, encoders) for texts in dict.fromkeys(run.texts)}
     rows = [embeds[texts] for texts in run.texts]
     hidden_states = np.stack([row.hidden_states for row in rows], axis=1)
     pooled = [row.pooled for row in rows if row.pooled is not None]
@@ -79,6 +76,25 @@ def _encode(run: Run, step: int) -> TextEmbeds:
         _with_given(run, hidden_states, "prompt_embeds"),
         _with_given(run, np.stack(pooled, axis=1), "pooled_prompt_embeds") if pooled else None,
     )
+
+
+def _remembered(run: Run, texts: Texts, step: int, count: int, encoders: Callable[[], list[TextEncoder]]) -> TextEmbeds:
+    """Those of one picture, encoded unless they are among the last ones."""
+    pipeline, pairs = run.pipeline, _pairs(run, texts, step)
+    negative = texts.negative_prompt or (len(pairs) > 1 and texts.negative_prompt_2)
+    zeros = pipeline.force_zeros_for_empty_prompt and not negative
+    known, key = pipeline.encoded, repr((pairs, count, run.clip_skip, zeros))
+    if key not in known:
+        encoded = encode_prompts(pairs, encoders(), count)
+        if zeros:
+            encoded.hidden_states[0] = 0
+            if encoded.pooled is not None:
+                encoded.pooled[0] = 0
+        known[key] = encoded
+    known.move_to_end(key)
+    if len(known) > REMEMBERED:
+        known.popitem(last=False)
+    return known[key]
 
 
 def _with_given(run: Run, encoded: F32, name: str) -> F32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from .batches import Room, called_back, draw
 from .bundle import Bundle
 from .images import GeneratedImage, to_pil
 from .latents import LatentSpace
-from .prompts import TextEncoder
+from .prompts import TextEmbeds, TextEncoder
 from .run import Run, plan
 from .tensors import read_tensors
 from .tiling import TILE, in_tiles
@@ -48,6 +49,7 @@ class Pipeline:
         bundle.prefetch(*components)
         self.bundle = bundle
         self.room = Room()
+        self.encoded = OrderedDict[str, TextEmbeds]()  # the last texts, see `conditioning`
         self.tokenizers = {encoder: ClipTokenizer(bundle.path / folder) for encoder, folder in folders.items()}
         self.force_zeros_for_empty_prompt = bool(
             bundle.config("model_index.json").get("force_zeros_for_empty_prompt", family.force_zeros_for_empty_prompt)

@@ -106,6 +106,7 @@ def _picture(
     settings |= {"num_inference_steps": steps, "num_images": batch, "seed": seed, "noise": "torch-cpu"}
 
     def draw() -> Outputs:
+        pipeline.encoded.clear()  # its peers read the prompt each time
         return {"images": np.stack([np.asarray(picture.image) for picture in pipeline(prompt, **settings)])}
 
     return draw

@@ -11,7 +11,7 @@ from edgediffusion.engines.errors import UsageError
 from edgediffusion.engines.fake import FakeEngine
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
 from edgediffusion.runtime import Pipeline
-from edgediffusion.runtime.conditioning import INPUTS
+from edgediffusion.runtime.conditioning import INPUTS, REMEMBERED
 from edgediffusion.runtime.prompts import TextEmbeds, TextEncoder, encode_prompts
 
 from .conftest import Opened
@@ -59,6 +59,23 @@ def test_two_text_encoders_side_by_side() -> None:
     assert text.hidden_states.shape == (2, 2, 7)
     np.testing.assert_array_equal(text.hidden_states[1, 1], [11] * 3 + [31] * 4)
     np.testing.assert_array_equal(text.pooled, np.full((2, 5), -1))
+
+
+def test_texts_are_encoded_once(bundle_path: Path, opened: Opened) -> None:
+    with Pipeline.load(bundle_path) as pipeline:
+
+        def encoded(prompt: str = "a red apple", **settings: Any) -> int:
+            opened.calls.clear()
+            pipeline(prompt, num_inference_steps=1, **settings)
+            return sum(name == "text_encoder" for name, _ in opened.calls)
+
+        assert encoded() == 1
+        assert encoded(negative_prompt="blue") == 1
+        assert encoded(seed=1, guidance_scale=3) == 0
+        assert [encoded(str(k)) for k in range(REMEMBERED - 1)] == [1] * (REMEMBERED - 1)
+        assert encoded() == 0
+        assert encoded(negative_prompt="blue") == 1  # so many others were asked for since
+        assert len(pipeline.encoded) == REMEMBERED
 
 
 @pytest.mark.parametrize("name", ["prompt_2", "negative_prompt_2"])
