@@ -52,9 +52,11 @@ def joules() -> float | None:
 
 def memory_used() -> float | None:
     """Bytes of its memory that are in use, by whomever; None without a GPU."""
-    if (device := _device()) is None:
-        return None
-    nvml, handle = device
+    device = _device()
+    return None if device is None else _used(*device)
+
+
+def _used(nvml: Any, handle: Any) -> float:
     return float(nvml.nvmlDeviceGetMemoryInfo(handle).used)
 
 
@@ -65,23 +67,18 @@ def watch_memory() -> Iterator[list[float]]:
     if (device := _device()) is None:
         yield peak
         return
-    nvml, handle = device
-
-    def used() -> float:
-        return float(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-
-    before, most, done = used(), [0.0], threading.Event()
+    before, most, done = _used(*device), [0.0], threading.Event()
 
     def watch() -> None:
         while not done.wait(_PERIOD):
-            most[0] = max(most[0], used() - before)
+            most[0] = max(most[0], _used(*device) - before)
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
         yield peak
     finally:
-        last = used() - before
+        last = _used(*device) - before
         done.set()
         thread.join()
         peak.append(max(most[0], last))
