@@ -119,6 +119,13 @@ def find_driver() -> ctypes.CDLL | None:
         return None
 
 
+def cuda_of(driver: ctypes.CDLL) -> int:
+    """The latest version of CUDA that the driver knows, such as 13000."""
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
 def _check_driver() -> None:
     """ONNX Runtime keeps the reason to itself, so this asks the driver."""
     driver = find_driver()
@@ -126,20 +133,19 @@ def _check_driver() -> None:
         raise BackendUnavailable(
             "no NVIDIA driver on this machine", "install it, give a container --gpus all, or take device 'cpu'"
         )
-    version, count = ctypes.c_int(), ctypes.c_int()
+    count = ctypes.c_int()
     if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         raise BackendUnavailable(
             f"the NVIDIA driver finds no GPU (status {status})", "see nvidia-smi, or take device 'cpu'"
         )
     if count.value == 0:
         raise BackendUnavailable("the NVIDIA driver finds no GPU", "see nvidia-smi, or take device 'cpu'")
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    built = built_for()
-    if version.value // 1000 < built:
+    known, built = cuda_of(driver), built_for()
+    if known // 1000 < built:
         raise BackendUnavailable(
-            f"the NVIDIA driver knows CUDA up to {version.value // 1000}.{version.value % 1000 // 10}, "
+            f"the NVIDIA driver knows CUDA up to {known // 1000}.{known % 1000 // 10}, "
             f"onnxruntime-gpu {onnxruntime.__version__} needs {built}",
-            f"update the driver, or install a wheel for CUDA {version.value // 1000}",
+            f"update the driver, or install a wheel for CUDA {known // 1000}",
         )
 
 

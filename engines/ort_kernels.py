@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime
 
 from .errors import BackendUnavailable, one_line
-from .ort_cuda import CHECKS, built_for, find_driver
+from .ort_cuda import CHECKS, built_for, cuda_of, find_driver
 from .ort_cuda import open_session as open_on_cuda
 from .packed import File
 
@@ -82,10 +82,9 @@ def _capability() -> str:
 
 def _driver_version() -> int:
     """The major version of CUDA that the driver was made for; it loads nothing that a later one compiled."""
-    driver, version = find_driver(), ctypes.c_int()
+    driver = find_driver()
     assert driver is not None  # CHECKS
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    return version.value // 1000
+    return cuda_of(driver) // 1000
 
 
 def _compiler_version() -> int:
