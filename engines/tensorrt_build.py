@@ -96,42 +96,29 @@ def build_plan(
     """
     options.check(tensorrt)
     stop = stop or threading.Event()
+    trt, has_progress = tensorrt.module, tensorrt.version.has_progress
 
     def work() -> bytes:
-        return _build(tensorrt, model, spec, profiles, precision, options, report, stop)
+        logger = make_logger(trt)
+        builder = start(tensorrt, trt.Builder, logger)
+        network, _parser = _parse(tensorrt, builder, logger, model)  # the parser owns the weights that the build reads
+        inputs = [network.get_input(i).name for i in range(network.num_inputs)]
+        spec.check_names(model, inputs, [network.get_output(i).name for i in range(network.num_outputs)])
+        config = builder.create_builder_config()
+        _fix_or_add_profiles(builder, config, network, spec, profiles)
+        _configure(tensorrt, config, precision, options)
+        report(0.0)
+        if has_progress:
+            config.progress_monitor = _monitor(trt, report, stop)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise _why_failed(spec.name, logger.errors, options)
+        if options.timing_cache is not None:
+            _keep_timings(config, options.timing_cache)
+        report(1.0)
+        return bytes(memoryview(plan))
 
-    return in_a_thread(work, stop if tensorrt.version.has_progress else None)
-
-
-def _build(
-    tensorrt: TensorRT,
-    model: Path,
-    spec: GraphSpec,
-    profiles: Sequence[Profile],
-    precision: str,
-    options: BuildOptions,
-    report: Report,
-    stop: threading.Event,
-) -> bytes:
-    trt = tensorrt.module
-    logger = make_logger(trt)
-    builder = start(tensorrt, trt.Builder, logger)
-    network, _parser = _parse(tensorrt, builder, logger, model)  # the parser owns the weights that the build reads
-    inputs = [network.get_input(i).name for i in range(network.num_inputs)]
-    spec.check_names(model, inputs, [network.get_output(i).name for i in range(network.num_outputs)])
-    config = builder.create_builder_config()
-    _fix_or_add_profiles(builder, config, network, spec, profiles)
-    _configure(tensorrt, config, precision, options)
-    report(0.0)
-    if tensorrt.version.has_progress:
-        config.progress_monitor = _monitor(trt, report, stop)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise _why_failed(spec.name, logger.errors, options)
-    if options.timing_cache is not None:
-        _keep_timings(config, options.timing_cache)
-    report(1.0)
-    return bytes(memoryview(plan))
+    return in_a_thread(work, stop if has_progress else None)
 
 
 def make_logger(trt: Any) -> Any:
