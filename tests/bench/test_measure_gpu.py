@@ -62,8 +62,19 @@ def test_what_failed_is_run_again(
 
 
 def test_the_limit_ends_a_step_and_what_it_started(tmp_path: Path) -> None:
-    wait = "import time; time.sleep(60)"
-    (tmp_path / "waits.py").write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {wait!r}])\n")
+    program = """
+import signal, subprocess, sys, time
+
+def interrupt(number, frame):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # `timeout` sends it twice
+    started.wait()
+    sys.exit("KeyboardInterrupt")
+
+signal.signal(signal.SIGINT, interrupt)
+started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+time.sleep(60)
+"""
+    (tmp_path / "waits.py").write_text(program)
     line = measure_gpu.python(2, "waits")
     measure_gpu.run(tmp_path, {"waits": ["env", f"PYTHONPATH={tmp_path}", *line]})
     name, status, seconds, _ = (tmp_path / "steps.txt").read_text().split()
