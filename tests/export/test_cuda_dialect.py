@@ -155,6 +155,12 @@ def test_a_bias_is_added_once_for_each_reader(readers: str) -> None:
     assert relative_error(run(clean(to_portable(own)), inputs), run(clean(to_portable(model)), inputs)) < TOLERANCE
 
 
+def add_ones(model: onnx.ModelProto, **shapes: tuple[int, ...]) -> None:
+    """Weights of these names."""
+    for name, shape in shapes.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+
+
 def test_an_embedding_of_positions_is_no_bias() -> None:
     """It too is a weight that is added, but has an entry for each token."""
     model = parser.parse_model(
@@ -164,9 +170,7 @@ def test_an_embedding_of_positions_is_no_bias() -> None:
         "m = com.microsoft.FusedMatMul<transB = 1>(x, w) b = Add(m, p) n, _, _, q = "
         "com.microsoft.SkipLayerNormalization<epsilon = 1e-5>(r, x, s, t) z = Add(b, q) }"
     )
-    shapes = {"p": (8, 8), "w": (8, 8), "s": (8,), "t": (8,)}
-    for name, shape in shapes.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    add_ones(model, p=(8, 8), w=(8, 8), s=(8,), t=(8,))
     assert set(to_own_kernels(model)[1].values()) == {0}
 
 
@@ -177,8 +181,7 @@ def test_a_norm_of_a_sum_takes_a_bias_along_but_no_embedding(shape: tuple[int, .
         "g (float[1, 8, 8] x, float[1, 8, 8] r) => (float[1, 8, 8] y) "
         "{ a = Add(x, p) b = Add(a, r) y = LayerNormalization<axis = -1>(b, s, t) }"
     )
-    for name, size in {"p": shape, "s": (8,), "t": (8,)}.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.ones(size, np.float32), name))
+    add_ones(model, p=shape, s=(8,), t=(8,))
     (norm,) = [node for node in fuse_skip_layer_norm(model).graph.node if node.op_type != "Add"]
     assert (norm.op_type, list(norm.input)) == ("SkipLayerNormalization", inputs)
 
