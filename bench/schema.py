@@ -18,7 +18,7 @@ SCHEMA = 1
 OURS = "edgediffusion"
 EQUAL = 120.0  # dB, the PSNR of pictures that are equal: JSON has no infinity
 Parameters = Mapping[str, Any]
-Key = tuple[str, str, str]
+Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Measurement:
     @property
     def key(self) -> Key:
         """What it is the measurement of: the same in every run of the benchmark."""
-        return self.case, self.contender, json.dumps(dict(self.parameters), sort_keys=True)
+        return self.case, self.contender, json.dumps(dict(self.parameters), sort_keys=True), self.unit
 
     @property
     def spread(self) -> float:

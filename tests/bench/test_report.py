@@ -77,6 +77,13 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unet batch 2 diffusers 2.00 0.50 less" in lines
 
 
+def test_compare_keeps_to_the_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cost = (measured("cost", OURS, [(value,)], unit, of="unet") for value, unit in ((1e9, "FLOP"), (2e6, "bytes")))
+    (tmp_path / "a.json").write_text(Results(settings=SETTINGS, machine=MACHINE, measurements=tuple(cost)).to_json())
+    assert bench(["compare", *[str(tmp_path / "a.json")] * 2]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if "cost" in line] == ["same", "same"]
+
+
 def test_compare_says_what_else_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = Results(settings=SETTINGS | {"dtype": "float16"}, machine=MACHINE | {"cpu": "Another"}, measurements=())
     for name, found in (("a.json", EMPTY), ("b.json", other)):
