@@ -1,4 +1,4 @@
-"""Compiles `engines/kernels/ort_operators.c` where there is a C compiler; without one the package is all Python."""
+"""Compiles the C of `engines/kernels` where there is a C compiler; without one the package is all Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, KERNELS = Path("engines/kernels/ort_operators.c"), Path("engines/kernels/kernels.cu")
+FOLDER = Path("engines/kernels")
+LIBRARY = FOLDER / "ort_operators.so"
 
 
 class CustomBuildHook(BuildHookInterface):
@@ -24,18 +25,19 @@ class CustomBuildHook(BuildHookInterface):
         compiler = os.environ.get("CC") or shutil.which("cc")
         if sys.platform != "linux" or compiler is None:
             return
-        library = SOURCE.with_suffix(".so")
-        sources = b"".join(Path(self.root, name).read_bytes() for name in (SOURCE, KERNELS))
-        define = f'-DSOURCES="{hashlib.sha256(sources).hexdigest()}"'
+        sources = sorted(path.name for path in Path(self.root, FOLDER).glob("*.c*"))
+        content = b"".join(Path(self.root, FOLDER, name).read_bytes() for name in sources)
+        define = f'-DSOURCES="{hashlib.sha256(content).hexdigest()}"'
         flags = ["-std=c99", "-O2", "-shared", "-fPIC", define]
-        command = [*compiler.split(), *flags, "-o", str(library), str(SOURCE), "-ldl"]
+        files = [str(FOLDER / name) for name in sources if name.endswith(".c")]
+        command = [*compiler.split(), *flags, "-o", str(LIBRARY), *files, "-ldl", "-lpthread"]
         try:
             subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", "").strip() or error
-            self.app.display_warning(f"{SOURCE} is left out, so GPUs are slower: {reason}")
+            self.app.display_warning(f"{LIBRARY} is left out, so GPUs are slower: {reason}")
             return
-        build_data["artifacts"].append(str(library))
+        build_data["artifacts"].append(str(LIBRARY))
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"

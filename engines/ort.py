@@ -14,9 +14,10 @@ import onnxruntime
 from .base import Building, Engine, HostEngine
 from .errors import BackendUnavailable, BundleError, EdgeDiffusionError, one_line
 from .onnx_relocate import loadable
+from .ort_arena import NotTaken
 from .ort_cuda import CPU, OnCpu, find_driver, open_session
 from .ort_device import DeviceRun, failed, on_device
-from .ort_kernels import DIALECT, NoKernels
+from .ort_kernels import DIALECT, NoKernels, prepare
 from .ort_kernels import open_session as open_with_kernels
 from .ort_tensorrt import PROVIDERS
 from .ort_tensorrt import open_session as open_provider
@@ -46,7 +47,7 @@ def open_engine(
         return on_device(lambda: _open(model, spec, opener, _on_cuda))
     if device != "cpu":
         try:
-            engine = on_device(lambda: _open_on_cuda(model, spec, dialects))
+            engine = _open_on_cuda(model, spec, dialects)
         except BackendUnavailable as error:
             if device != "auto":
                 raise
@@ -70,7 +71,10 @@ def _open(
     runner: Callable[[onnxruntime.InferenceSession, GraphSpec], Run],
 ) -> Engine:
     try:
-        session = open_session(model, _options())
+        try:
+            session = open_session(model, _options())
+        except NotTaken:
+            session = open_session(model, _options())
     except EdgeDiffusionError:
         raise
     except Exception as error:
@@ -83,10 +87,11 @@ def _open(
 def _open_on_cuda(model: File, spec: GraphSpec, dialects: Mapping[str, File]) -> Engine:
     if (own := dialects.get(DIALECT)) is not None:
         try:
-            return _open(own, spec, open_with_kernels, _on_cuda)
+            prepare()
+            return on_device(lambda: _open(own, spec, open_with_kernels, _on_cuda))
         except NoKernels as error:
             warnings.warn(Slower(f"slower than it could be: {error}"), stacklevel=2)
-    return _open(dialects.get("cuda", model), spec, open_session, _on_cuda)
+    return on_device(lambda: _open(dialects.get("cuda", model), spec, open_session, _on_cuda))
 
 
 def _open_on_cpu(model: File, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

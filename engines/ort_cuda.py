@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import onnxruntime
 
-from .errors import BackendUnavailable
-from .onnx_file import read_turned
+from .errors import BackendUnavailable, OutOfMemory
 from .onnx_relocate import loadable
-from .ort_device import failed
+from .ort_arena import ARENA
+from .ort_device import failed, lacking
+from .ort_weights import give_weights, release
 from .packed import File
 
 CPU = "CPUExecutionProvider"
@@ -52,6 +53,7 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
     Raises:
         BackendUnavailable: there is none, or the provider does not work here.
         EngineError: the model does not fit on it.
+        NotTaken: see there.
         Exception: what ONNX Runtime says of a graph that it cannot load.
 
     Warns:
@@ -62,15 +64,16 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
     os.environ.setdefault(*WORKSPACE)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         onnxruntime.preload_dlls()
-    kernels = give_turned(model, options)
+    ARENA.share(options)
+    weights = give_weights(model, options)
     try:
         session = _open(model, options, OPTIONS)
     except Exception as error:
         if "graph capture" in str(error):  # which it refuses for a graph with an operator that has no CUDA kernel
             warnings.warn(NotCaptured(f"{model}: not all of it runs on the GPU, so it is slower"), stacklevel=2)
             session = _open(model, options, OPTIONS | {"enable_cuda_graph": "0"})
-        elif "memory" in str(error):
-            raise failed(str(model), "cuda", error) from error
+        elif isinstance(raised := lacking(failed(str(model), "cuda", error)), OutOfMemory):
+            raise raised from error
         else:
             raise
     if CUDA not in session.get_providers():
@@ -78,21 +81,15 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
             "the CUDA libraries of onnxruntime-gpu are missing or do not fit",
             "pip install 'onnxruntime-gpu[cuda,cudnn]'",
         )
-    del kernels
+    release(weights)
     return session
-
-
-def give_turned(model: File, options: onnxruntime.SessionOptions) -> list[onnxruntime.OrtValue]:
-    """Have a session take the weights of `read_turned`, which are to be kept until it is open."""
-    turned = {name: onnxruntime.OrtValue.ortvalue_from_numpy(kernel) for name, kernel in read_turned(model).items()}
-    options.add_external_initializers(list(turned), list(turned.values()))
-    return list(turned.values())
 
 
 def _open(model: File, options: onnxruntime.SessionOptions, cuda: dict[str, str]) -> onnxruntime.InferenceSession:
     # Without enable_fallback=0 a provider that fails prints a banner and leaves the work to the CPU.
     providers = [(CUDA, cuda), CPU]
-    return onnxruntime.InferenceSession(loadable(model, options), options, providers=providers, enable_fallback=0)
+    with ARENA.keeping():
+        return onnxruntime.InferenceSession(loadable(model, options), options, providers=providers, enable_fallback=0)
 
 
 def _check_wheel() -> None:

@@ -16,6 +16,7 @@ import onnxruntime
 
 from .base import unsent
 from .errors import EngineError, OutOfMemory, one_line
+from .ort_arena import ARENA
 from .spec import Array, GraphSpec, TensorSpec
 
 # Sets of input shapes whose launches are captured: each keeps its inputs and outputs on the device, and its graph of
@@ -47,13 +48,17 @@ def _alone(function: Callable[[], Result]) -> Result:
 
 @dataclass
 class _Buffers:
-    """On the device, for one set of input shapes. `sent` are the arrays that were copied there last."""
+    """On the device, for one set of input shapes. `sent` are the arrays that were copied there last.
+
+    Launches were captured in the arena's `captured` generation.
+    """
 
     binding: onnxruntime.IOBinding
     options: onnxruntime.RunOptions
     inputs: dict[str, onnxruntime.OrtValue]
     outputs: dict[str, onnxruntime.OrtValue]
     sent: dict[str, Array] = field(default_factory=dict)
+    captured: int = -1
 
 
 @dataclass
@@ -66,6 +71,7 @@ class _Held:
     def free(self) -> None:
         self.buffers.clear()
         self.session = None
+        ARENA.closed()
 
 
 class DeviceRun:
@@ -78,6 +84,7 @@ class DeviceRun:
 
     def __init__(self, session: onnxruntime.InferenceSession, spec: GraphSpec, device: str) -> None:
         self._held = _Held(session)
+        ARENA.opened()
         self._spec = spec
         self._device = device
         self._graph_ids = itertools.count()
@@ -96,13 +103,21 @@ class DeviceRun:
         buffers, session = self._held.buffers.get(shapes), self._held.session
         try:
             if buffers is None:
-                return self._run_first(session, feeds, shapes)
+                results = self._run_first(session, feeds, shapes)
+                ARENA.ran()
+                return results
             _send(buffers, feeds)
+            captured = buffers.captured == ARENA.generation
+            if not captured:
+                buffers.options.add_run_config_entry(_GRAPH_ID, str(next(self._graph_ids)))
+                buffers.captured = ARENA.generation
             session.run_with_iobinding(buffers.binding, buffers.options)
+            if not captured:
+                ARENA.ran()
             return dict(zip(buffers.outputs, buffers.binding.copy_outputs_to_cpu(), strict=True))
         except Exception as error:
             self._held.buffers.pop(shapes, None)
-            raise failed(self._spec.name, self._device, error) from error
+            raise lacking(failed(self._spec.name, self._device, error)) from error
 
     def _run_first(
         self, session: onnxruntime.InferenceSession, feeds: Mapping[str, Array], shapes: Shapes
@@ -125,15 +140,22 @@ class DeviceRun:
             for tensor in self._spec.outputs:
                 buffers.outputs[tensor.name] = self._empty(tensor, results[tensor.name].shape)
                 binding.bind_ortvalue_output(tensor.name, buffers.outputs[tensor.name])
-            options.add_run_config_entry(_GRAPH_ID, str(next(self._graph_ids)))
             self._held.buffers[shapes] = buffers
         return results
 
     def _empty(self, tensor: TensorSpec, shape: tuple[int, ...]) -> onnxruntime.OrtValue:
-        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(tensor.dtype).type, self._device)
+        with ARENA.keeping():
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(tensor.dtype).type, self._device)
 
 
-_NO_MEMORY = ("allocate memory", "out of memory", "cuda failure 2:", "bad allocation", "bad_alloc")
+_NO_MEMORY = (
+    "allocate memory",
+    "out of memory",
+    "cuda failure 2:",
+    "bad allocation",
+    "bad_alloc",
+    "cudaexternalallocator",
+)
 
 
 def failed(name: str, device: str, error: Exception) -> EngineError:
@@ -145,6 +167,13 @@ def failed(name: str, device: str, error: Exception) -> EngineError:
             f"({reason})"
         )
     return EngineError(f"{name}: ONNX Runtime failed on {device} ({reason})")
+
+
+def lacking(error: EngineError) -> EngineError:
+    """`error`, after memory was given back if it ran out."""
+    if isinstance(error, OutOfMemory):
+        ARENA.exhausted()
+    return error
 
 
 def _send(buffers: _Buffers, feeds: Mapping[str, Array]) -> None:

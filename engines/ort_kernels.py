@@ -6,20 +6,21 @@ import ctypes
 import functools
 import hashlib
 import sys
-from pathlib import Path
+import threading
 from typing import Any
 
 import onnxruntime
 
 from .errors import BackendUnavailable, one_line
+from .ort_arena import LIBRARY
 from .ort_cuda import CHECKS, built_for, cuda_of, find_driver
 from .ort_cuda import open_session as open_on_cuda
 from .packed import File
 
 DIALECT = "cuda-kernels"  # the name of graphs with these operators
-LIBRARY = Path(__file__).parent / "kernels" / "ort_operators.so"  # made by hatch_build.py where there is a C compiler
-OPERATORS, SOURCE = LIBRARY.with_suffix(".c"), LIBRARY.with_name("kernels.cu")
+SOURCE = LIBRARY.with_name("kernels.cu")
 _ANEW = "install a C compiler, then edgediffusion anew"
+_GIVING = threading.Lock()  # one thread compiles them, others wait
 _CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
@@ -33,14 +34,25 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
     Raises:
         NoKernels: they were not compiled when this package was installed, or cannot be now.
     """
-    for check in CHECKS:
-        check()
-    give_kernels()
+    prepare()
     try:
         options.register_custom_ops_library(str(LIBRARY))
     except Exception as error:
         raise NoKernels(f"ONNX Runtime does not take {LIBRARY.name} ({one_line(error)})", _ANEW) from error
     return open_on_cuda(model, options)
+
+
+def prepare() -> None:
+    """What `open_session` does first, and others need not wait for: it is no work on the device.
+
+    Raises:
+        BackendUnavailable: there is no GPU, or the provider does not work here.
+        NoKernels: see `open_session`.
+    """
+    for check in CHECKS:
+        check()
+    with _GIVING:
+        give_kernels()
 
 
 @functools.cache
@@ -56,7 +68,8 @@ def give_kernels() -> None:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError as error:  # there was no compiler, or it is another machine's
         raise NoKernels(f"our own kernels are missing ({error})", _ANEW) from error
-    if _sources_of(library) != hashlib.sha256(OPERATORS.read_bytes() + SOURCE.read_bytes()).hexdigest():
+    sources = sorted(SOURCE.parent.glob("*.c*"))
+    if _sources_of(library) != hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest():
         raise NoKernels(f"{LIBRARY.name} was compiled of other sources than are here", "install edgediffusion anew")
     cubin = compile_kernels(_capability())
     if (compiler := _compiler_version()) > (known := _driver_version()):

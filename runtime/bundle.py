@@ -62,6 +62,7 @@ class Bundle:
         self._pool = ThreadPoolExecutor(2 * len(manifest.graphs), "edgediffusion")
         self._openings: dict[tuple[str, str | None], _Opening] = {}  # by component and variant
         self._users: Counter[str] = Counter()  # blocks that need a component, see `using`
+        self._unverified: set[Future[None]] = set()  # digests of what is used already
         self._closed = False
         self._lock = threading.RLock()
         self.timings = Timings()
@@ -150,8 +151,19 @@ class Bundle:
             if name not in self.engines and not self.low_memory:
                 self._open(name, None)
 
+    def wait(self, *names: str) -> None:
+        """Until the engines of these components are open; their weights may still be digested.
+
+        Raises: see `engine`.
+        """
+        for name in names:
+            if name not in self.engines:
+                self._opened(name, None)
+
     def engine(self, name: str, variant: str | None = None) -> Engine:
         """The engine of a component, opened now unless it is open; of a variant of its graph, where that is named.
+
+        Its weights have the digest of the manifest, or in a block `using` it will have been looked at before that ends.
 
         Raises:
             BundleError: its files are not those of the manifest.
@@ -159,13 +171,20 @@ class Bundle:
         """
         if (given := self.engines.get(graph_name(name, variant))) is not None:
             return given
+        opening = self._opened(name, variant, verified=not self._users[name])
+        self._unverified.add(opening.verified)
+        return opening.engine.result()
+
+    def _opened(self, name: str, variant: str | None, *, verified: bool = False) -> _Opening:
         opening = self._open(name, variant)
         try:
-            opening.verified.result()
-            return opening.engine.result()
+            if verified:
+                opening.verified.result()
+            opening.engine.result()
         except BaseException:
             self.release(name)
             raise
+        return opening
 
     def use(self, engines: Mapping[str, Engine]) -> None:
         """Take these in place of its own, by component, or component.variant; whoever opened them closes them.
@@ -191,12 +210,16 @@ class Bundle:
         """A block that needs these components. With `low_memory` they are freed after the last such block.
 
         So they are where memory runs out: an engine keeps what a picture that was too large made it take.
+
+        Raises:
+            BundleError: as the block ends: weights that were used so far are not those of the manifest.
         """
         with self._lock:
             self._users.update(names)
         exhausted = False
         try:
             yield
+            self._verify(set(self._unverified))
         except MemoryError:
             exhausted = True
             raise
@@ -205,6 +228,26 @@ class Bundle:
                 self._users.subtract(names)
                 if self.low_memory or exhausted:
                     self.release(*(name for name in names if not self._users[name]))
+
+    def verify(self) -> None:
+        """Until the weights of all that is open, or being opened, are known to be those of the manifest.
+
+        Raises:
+            BundleError: they are not.
+        """
+        with self._lock:
+            verified = {opening.verified for opening in self._openings.values()}
+        self._verify(verified)
+
+    def _verify(self, digests: set[Future[None]]) -> None:
+        try:
+            for digest in digests:
+                digest.result()
+        except BundleError:
+            self.release(*self.manifest.graphs)
+            raise
+        finally:
+            self._unverified -= digests
 
     def _open(self, name: str, variant: str | None) -> _Opening:
         with self._lock:
@@ -219,10 +262,10 @@ class Bundle:
                 raise UnknownName(f"variant of {name}", variant, component.variants)
             graph = component if variant is None else component.variants[variant]
             weights = {self.path / component.weights: self.manifest.files[component.weights]}
-            opening = _Opening(
-                self._pool.submit(self._measured, f"open {name}", self._open_engine, graph, component),
-                self._pool.submit(self._measured, f"digest {name}", _check_digests, weights),
-            )
+            verified = self._pool.submit(self._measured, f"digest {name}", _check_digests, weights)
+            built_of = verified if self.builds_engines else None
+            engine = self._pool.submit(self._measured, f"open {name}", self._open_engine, graph, component, built_of)
+            opening = _Opening(engine, verified)
             self._openings[name, variant] = opening
             return opening
 
@@ -230,7 +273,9 @@ class Bundle:
         with self.timings.part(part):
             return function(*arguments)
 
-    def _open_engine(self, graph: Variant, component: GraphRecord) -> Engine:
+    def _open_engine(self, graph: Variant, component: GraphRecord, built_of: Future[None] | None) -> Engine:
+        if built_of is not None:  # what is built of altered weights would be taken for that of the right ones
+            built_of.result()
         dialects = {device: self.path / dialect.model for device, dialect in graph.dialects.items()}
         if "int8" in component.weights_dtype and not _fits_widened(self.manifest.files[component.weights].bytes):
             dialects.pop("cpu", None)

@@ -59,8 +59,7 @@ class Pipeline:
         self.has_tiny_vae = vae.get("_class_name") == "AutoencoderTiny"
         self.latent_space = LatentSpace.from_configs(bundle.config("unet/config.json"), vae)
         if not bundle.low_memory:
-            for name in components:
-                bundle.engine(name)
+            bundle.wait(*components)
 
     @classmethod
     def load(
@@ -85,7 +84,8 @@ class Pipeline:
         which takes what ControlNets give. Several pipelines, each in a thread of its own, may share them.
 
         Raises:
-            BundleError: there is no bundle, or it is incomplete, altered or too new.
+            BundleError: there is no bundle, or it is incomplete, altered or too new. Weights are still being digested
+                when this returns: altered ones are told before a picture of them is, or by `bundle.verify`.
             UnknownName: there is no such backend or device.
             BackendUnavailable: the backend or device does not work here.
         """

@@ -45,8 +45,10 @@ def run(arguments: Sequence[str]) -> int:
         monitor.is_now("loading")
         if options.max_memory is not None:
             limit_memory(options.max_memory)
+        pipeline = stack.enter_context(Pipeline.load(**opening(options), low_memory=options.low_memory))
+        pipeline.bundle.verify()  # before a job is begun
         worker = Worker(
-            pipeline=stack.enter_context(Pipeline.load(**opening(options), low_memory=options.low_memory)),
+            pipeline=pipeline,
             out=options.output,
             journal=journal,
             monitor=monitor,

@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 
 from edgediffusion.engines import ort, ort_kernels, probe, registry
-from edgediffusion.engines.ort_kernels import LIBRARY, NoKernels, compile_kernels
+from edgediffusion.engines.ort_arena import LIBRARY
+from edgediffusion.engines.ort_kernels import NoKernels, compile_kernels
 from edgediffusion.engines.spec import Array
 
 onnx = pytest.importorskip("onnx")
@@ -158,7 +159,7 @@ def test_elsewhere_than_on_linux_there_are_none(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_them_the_providers_own_dialect_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def missing(model: object, options: object) -> None:
+    def missing() -> None:
         raise NoKernels("there is no compiler", "get one")
 
     opened = []
@@ -167,7 +168,7 @@ def test_without_them_the_providers_own_dialect_is_opened(monkeypatch: pytest.Mo
         opened.append(model)
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(ort, "open_with_kernels", missing)
+    monkeypatch.setattr(ort, "prepare", missing)
     monkeypatch.setattr(ort, "open_session", on_cpu)
     dialects = {"cuda": probe.MODEL, ort_kernels.DIALECT: tmp_path / "model.cuda-kernels.onnx"}
     with pytest.warns(ort.Slower, match="slower than it could be: there is no compiler; get one"):

@@ -15,7 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from edgediffusion.engines.errors import ExportError
 from edgediffusion.engines.onnx_relocate import loadable
-from edgediffusion.engines.ort_cuda import give_turned
+from edgediffusion.engines.ort_weights import give_weights
 from edgediffusion.engines.packed import Packed
 from edgediffusion.engines.spec import Array, GraphSpec, TensorSpec
 from edgediffusion.export import dialect as dialect_module
@@ -274,7 +274,7 @@ def test_kernels_are_turned_when_the_graph_is_opened(tmp_path: Path) -> None:
     assert [node.op_type for node in turned.graph.node] == ["Add"]
     onnx.save(turned, tmp_path / "model.onnx")
     options = onnxruntime.SessionOptions()
-    kept = give_turned(tmp_path / "model.onnx", options)
+    kept = give_weights(tmp_path / "model.onnx", options)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
     del kept
     (y,) = session.run(None, {"x": np.ones((5, 3, 2, 4), np.float16)})
@@ -286,7 +286,7 @@ def test_kernels_are_turned_when_the_graph_is_opened(tmp_path: Path) -> None:
     offsets = {"unet/model.onnx": 0, "unet/w.safetensors": len(contents["model.onnx"])}
     packed = Packed(tmp_path / "model.edz", members, offsets, "unet/model.onnx")
     options = onnxruntime.SessionOptions()
-    kept = give_turned(packed, options)
+    kept = give_weights(packed, options)
     session = onnxruntime.InferenceSession(loadable(packed, options), options)
     del kept
     assert np.array_equal(session.run(None, {"x": np.ones((5, 3, 2, 4), np.float16)})[0], y)

@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from edgediffusion.engines.archive import import_engines
 from edgediffusion.engines.errors import BundleError, EdgeDiffusionError, ExportError, UsageError
-from edgediffusion.engines.onnx_file import read_onnx, read_turned
+from edgediffusion.engines.onnx_file import map_weights, read_onnx
 from edgediffusion.engines.onnx_relocate import relocated
 from edgediffusion.engines.onnx_scales import with_scales
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
@@ -270,7 +270,7 @@ KINDS = {
         lay=lambda folder: (folder / "model.safetensors").write_bytes(bytes(64)),
         readers={
             read_onnx: BundleError,
-            read_turned: BundleError,
+            map_weights: BundleError,
             with_scales: BundleError,
             lambda path: relocated(path.read_bytes(), {"model.safetensors": 64}, "a.edz"): ValueError,
         },

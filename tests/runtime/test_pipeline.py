@@ -12,6 +12,7 @@ import pytest
 from edgediffusion import __version__
 from edgediffusion.engines.errors import BundleError, RunCancelled, UnknownName, UsageError
 from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, denoise
+from edgediffusion.runtime import bundle as bundle_module
 from edgediffusion.runtime import pipeline as pipeline_module
 from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.denoiser import Denoiser
@@ -291,13 +292,36 @@ def test_missing_or_unknown_things_are_told_when_it_is_loaded(bundle_path: Path)
         Pipeline.load(bundle_path / "unet")
 
 
-def test_altered_weights_are_refused_when_it_is_loaded(bundle_path: Path, opened: Opened) -> None:
-    weights = bundle_path / "text_encoder/model.safetensors"
+@pytest.mark.parametrize("name", ["text_encoder/model", "unet/diffusion_pytorch_model"])
+def test_altered_weights_are_told_before_a_picture_of_them_is(bundle_path: Path, opened: Opened, name: str) -> None:
+    weights = bundle_path / f"{name}.safetensors"
     weights.write_bytes(weights.read_bytes().upper())
-    with pytest.raises(BundleError, match="altered"):
-        Pipeline.load(bundle_path)
-    with pytest.raises(UsageError, match="closed"):
-        opened.engines["unet"]({})
+    with Pipeline.load(bundle_path) as pipeline:
+        with pytest.raises(BundleError, match="altered"):
+            pipeline("a red apple", num_inference_steps=2)
+        with pytest.raises(UsageError, match="closed"):
+            opened.engines["unet"]({})
+    with Pipeline.load(bundle_path) as pipeline, pytest.raises(BundleError, match="altered"):
+        pipeline.bundle.verify()
+
+
+def test_pictures_wait_for_digests_and_steps_do_not(
+    bundle_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where not all steps are asked for."""
+    done, digest = threading.Event(), bundle_module.sha256_of
+
+    def slow(path: Path) -> str:
+        assert "unet/diff" not in str(path) or done.wait(60)
+        return digest(path)
+
+    monkeypatch.setattr(bundle_module, "sha256_of", slow)
+    with Pipeline.load(bundle_path) as pipeline:
+        latents = next(iter(pipeline.steps("a red apple", num_inference_steps=2))).latents
+        assert not done.is_set()
+        threading.Timer(0.1, done.set).start()
+        pipeline.decode(latents)
+        assert done.is_set()
 
 
 def test_closing_frees_the_engines(bundle_path: Path, opened: Opened) -> None:

@@ -1,0 +1,145 @@
+"""The GPU's memory for all sessions of ONNX Runtime in this process: one arena (`kernels/arena.c`), not one for each.
+
+Sessions run one after the other, so they work in the same memory. What one keeps lies elsewhere: captured launches
+write where they once did, whatever is there since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+
+from .errors import EngineError, OutOfMemory
+from .spec import Array
+
+LIBRARY = Path(__file__).parent / "kernels" / "ort_operators.so"  # made by hatch_build.py where there is a C compiler
+_CODES = {"i": 0, "u": 1, "f": 2}  # of dtypes, by NumPy's kind, in DLPack
+_NAME = b"dltensor"  # of a capsule; it is not copied
+
+
+class NotTaken(EngineError):
+    """ONNX Runtime reads weights from their file though they were given to it; it is not asked again."""
+
+
+class Arena:
+    """Does nothing until it is `shared`, and where that cannot be: then each session has an arena of its own.
+
+    To be used by one thread at a time. Launches that were captured in an earlier `generation` are void.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.takes_weights = False
+        self._library: ctypes.CDLL | None = None
+        self._tried = False
+        self._left = 0
+        self._sessions = 0
+
+    def share(self, options: onnxruntime.SessionOptions) -> None:
+        """Have a session use it. The driver and a GPU are there."""
+        if not self._tried:
+            self._tried = True
+            with contextlib.suppress(Exception):  # of whatever makes: it is as if there were no library
+                self._library = _registered()
+                self.takes_weights = hasattr(onnxruntime.OrtValue, "from_dlpack")
+        if self._library is not None:
+            options.add_session_config_entry("session.use_env_allocators", "1")
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """What is allocated in this block is kept beyond a run."""
+        if self._library is None:
+            yield
+            return
+        self._library.edgediffusion_keep(1)
+        try:
+            yield
+        finally:
+            self._library.edgediffusion_keep(0)
+
+    def copied(self, array: Array) -> onnxruntime.OrtValue:
+        """`array`, on the GPU, in memory that goes with whoever uses it; only where it `takes_weights`.
+
+        Raises:
+            OutOfMemory: it does not fit there.
+        """
+        assert self._library is not None
+        shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        code, bits = _CODES[array.dtype.kind], 8 * array.itemsize
+        with self.keeping():
+            tensor = self._library.edgediffusion_tensor(ctypes.c_size_t(array.nbytes), code, bits, array.ndim, shape)
+        if not tensor:
+            raise OutOfMemory("out of memory on cuda; free what else is there")
+        value = onnxruntime.OrtValue.from_dlpack(_capsule(tensor, _NAME, None))
+        value.update_inplace(array)
+        return value
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """A block in which values are let go that a session is to hold, too; what none holds is given back.
+
+        Raises:
+            NotTaken: it does not.
+        """
+        kept = self._kept()
+        yield
+        self._trim()
+        if self._kept() != kept:
+            self.takes_weights = False
+            raise NotTaken("ONNX Runtime does not take weights that are on the GPU")
+
+    def _kept(self) -> int:
+        return 0 if self._library is None else self._library.edgediffusion_kept()
+
+    def opened(self) -> None:
+        """There is one session more."""
+        self._sessions += 1
+
+    def closed(self) -> None:
+        """There is one session less, and its memory is free."""
+        self._sessions -= 1
+        self._trim()
+
+    def ran(self) -> None:
+        """After a run that was no replay: what captured launches may write to is not to be where it left something."""
+        if self._library is not None and (left := self._library.edgediffusion_left()) != self._left:
+            self.generation += left > self._left
+            self._left = left
+
+    def exhausted(self) -> None:
+        """After memory ran out: what no session keeps is given back, whatever launches were captured."""
+        self.generation += 1
+        self._trim(graphs=False)
+
+    def _trim(self, *, graphs: bool = True) -> None:
+        if self._library is not None:
+            self._library.edgediffusion_trim(graphs and self._sessions > 0)
+
+
+ARENA = Arena()
+_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
+
+
+def _registered() -> ctypes.CDLL:
+    """The library, whose arena ONNX Runtime takes from now on where a session is told so."""
+    library = ctypes.CDLL(str(LIBRARY))
+    library.edgediffusion_kept.restype = library.edgediffusion_left.restype = ctypes.c_size_t
+    library.edgediffusion_tensor.restype = ctypes.c_void_p
+    if status := library.edgediffusion_arena():
+        raise RuntimeError(f"CUDA's driver says {status}")
+    functions = {"gpu_external_alloc": library.edgediffusion_allocate, "gpu_external_free": library.edgediffusion_free}
+    addresses = {name: str(ctypes.cast(function, ctypes.c_void_p).value) for name, function in functions.items()}
+    kind, memory = onnxruntime.OrtAllocatorType.ORT_DEVICE_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator_v2(
+        "CUDAExecutionProvider",
+        onnxruntime.OrtMemoryInfo("Cuda", kind, 0, memory),
+        addresses,
+        onnxruntime.OrtArenaCfg({}),
+    )
+    return library

@@ -1,0 +1,283 @@
+"""The arena over a driver without memory, and what is done with it around ONNX Runtime."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgediffusion.engines import ort, ort_arena, ort_device, ort_weights, probe
+from edgediffusion.engines.base import HostEngine
+from edgediffusion.engines.errors import OutOfMemory
+from edgediffusion.engines.onnx_file import TURNED
+from edgediffusion.engines.ort_arena import LIBRARY, Arena, NotTaken
+from edgediffusion.engines.ort_device import DeviceRun
+from edgediffusion.engines.spec import Array
+
+HERE = Path(__file__).parent
+PAGE, PAGES, ALIGNMENT = 65536, 64, 512  # of fake_driver.c and arena.c
+COMPILER = shutil.which("cc")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The arena with the driver of `fake_driver.c`."""
+    library = tmp_path_factory.mktemp("arena") / "arena.so"
+    fakes = ["-Ddlopen=fake_dlopen", "-Ddlsym=fake_dlsym"]
+    sources = [str(LIBRARY.with_name("arena.c")), str(HERE / "fake_driver.c")]
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([str(COMPILER), *flags, *fakes, "-o", str(library), *sources, "-lpthread"], check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def fresh(compiled: Path) -> Callable[[], ctypes.CDLL]:
+    """Makes libraries that have allocated nothing: each is a file of its own."""
+    numbers = itertools.count()
+
+    def load() -> ctypes.CDLL:
+        library = ctypes.CDLL(str(shutil.copy(compiled, compiled.with_name(f"{next(numbers)}.so"))))
+        library.edgediffusion_allocate.restype = library.edgediffusion_tensor.restype = ctypes.c_void_p
+        library.edgediffusion_kept.restype = library.edgediffusion_left.restype = ctypes.c_size_t
+        assert library.edgediffusion_arena() == 0
+        return library
+
+    return load
+
+
+def allocate(library: ctypes.CDLL, size: int) -> int | None:
+    """An address, None where there is no memory."""
+    address: int | None = library.edgediffusion_allocate(ctypes.c_size_t(size))
+    return address
+
+
+def free(library: ctypes.CDLL, address: int | None) -> None:
+    library.edgediffusion_free(ctypes.c_void_p(address))
+
+
+SIZES = st.one_of(st.integers(1, 3 * ALIGNMENT), st.integers(1, PAGES * PAGE // 3))
+STEPS = st.lists(st.tuples(st.sampled_from(["keep", "run", "free", "trim", "trim all"]), SIZES), max_size=60)
+
+
+@needs_compiler
+@given(steps=STEPS)
+def test_pieces_lie_apart_in_memory_that_is_there(
+    fresh: Callable[[], ctypes.CDLL], steps: list[tuple[str, int]]
+) -> None:
+    library = fresh()
+    held: dict[int, tuple[int, str]] = {}
+    for step, size in steps:
+        if step in ("keep", "run"):
+            library.edgediffusion_keep(int(step == "keep"))
+            address = allocate(library, size)
+            if address is None:
+                assert library.fake_taken() * PAGE + size + ALIGNMENT > PAGES * PAGE - 2 * PAGE  # a page at each end
+                continue
+            assert address % ALIGNMENT == 0
+            assert library.fake_accessible(ctypes.c_uint64(address))
+            assert library.fake_accessible(ctypes.c_uint64(address + size - 1))
+            assert all(address + size <= start or start + other <= address for start, (other, _) in held.items())
+            held[address] = size, step
+        elif step == "free" and held:
+            free(library, address := sorted(held)[size % len(held)])
+            del held[address]
+        elif step.startswith("trim"):
+            library.edgediffusion_trim(int(step == "trim"))
+    for kind, used in (("keep", library.edgediffusion_kept), ("run", library.edgediffusion_left)):
+        assert used() == sum((size // ALIGNMENT + 1) * ALIGNMENT for size, of in held.values() if of == kind)
+    for address in held:
+        free(library, address)
+    library.edgediffusion_trim(0)
+    assert (library.fake_mapped(), library.fake_taken(), library.fake_faults()) == (0, 0, 0)
+
+
+@needs_compiler
+def test_what_was_freed_grows_together(fresh: Callable[[], ctypes.CDLL]) -> None:
+    """Which ONNX Runtime's own arena does within a piece that it asked the driver for, and no further."""
+    library, size = fresh(), 10 * PAGE - ALIGNMENT
+    pieces = [allocate(library, size) for _ in range(4)]
+    for piece in (pieces[1], pieces[3], pieces[0], pieces[2]):
+        free(library, piece)
+    assert allocate(library, 4 * 10 * PAGE - ALIGNMENT) == pieces[0]
+    assert library.fake_mapped() == 40
+
+
+@needs_compiler
+def test_runs_share_memory_and_what_is_kept_is_not_in_it(fresh: Callable[[], ctypes.CDLL]) -> None:
+    library = fresh()
+    first = allocate(library, PAGE)
+    free(library, first)
+    library.edgediffusion_keep(1)
+    kept = allocate(library, PAGE)
+    library.edgediffusion_keep(0)
+    assert allocate(library, PAGE) == first != kept
+    free(library, kept)
+    free(library, first)
+    library.edgediffusion_trim(1)
+    assert library.fake_mapped() == 2  # captured launches may write there
+    library.edgediffusion_trim(0)
+    assert library.fake_mapped() == 0
+
+
+@needs_compiler
+def test_without_memory_there_is_nothing_and_on_it_goes(fresh: Callable[[], ctypes.CDLL]) -> None:
+    library = fresh()
+    assert allocate(library, 2**64 - 1) is None
+    half = allocate(library, PAGES // 2 * PAGE - ALIGNMENT)
+    library.edgediffusion_keep(1)
+    assert allocate(library, (PAGES // 2 + 1) * PAGE) is None
+    free(library, half)
+    library.edgediffusion_trim(0)
+    assert allocate(library, (PAGES - 1) * PAGE) is not None
+    assert library.fake_faults() == 0
+
+
+@needs_compiler
+def test_values_are_freed_by_whoever_holds_them_last(
+    fresh: Callable[[], ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena, sent = Arena(), list[Array]()
+    arena._library, array = fresh(), np.ones((3, 5, 2), np.float16)
+    monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", lambda value, array: sent.append(array))
+    value = arena.copied(array)
+    assert (value.shape(), value.data_type(), value.device_name()) == ([3, 5, 2], "tensor(float16)", "cuda")
+    assert sent == [array]
+    with arena.taken():
+        pass
+    kept = arena._kept()
+    with pytest.raises(NotTaken), arena.taken():
+        del value
+    assert (kept, arena._kept()) == (ALIGNMENT, 0)
+    with pytest.raises(OutOfMemory, match="out of memory on cuda; free what else is there"):
+        arena.copied(np.zeros(PAGES * PAGE, np.uint8))
+
+
+class Library:
+    """Of an arena in which `left` bytes are left by runs."""
+
+    def __init__(self) -> None:
+        self.left, self.trimmed = 0, list[bool]()
+
+    def edgediffusion_left(self) -> int:
+        return self.left
+
+    def edgediffusion_trim(self, graphs: bool) -> None:
+        self.trimmed.append(graphs)
+
+    def edgediffusion_keep(self, keep: int) -> None:
+        pass
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> tuple[Arena, Library]:
+    """An arena that sessions are told to use."""
+    arena, library = Arena(), Library()
+    arena._library = library  # type: ignore[assignment]
+    monkeypatch.setattr(ort_device, "ARENA", arena)
+    return arena, library
+
+
+def test_launches_are_captured_anew_when_a_run_has_left_something(shared: tuple[Arena, Library]) -> None:
+    arena, library = shared
+    session = onnxruntime.InferenceSession(probe.MODEL, providers=["CPUExecutionProvider"])
+    engine = HostEngine(probe.SPEC, run := DeviceRun(session, probe.SPEC, "cpu"))
+    feeds = {"x": np.ones((1, 1, 2, 2), np.float32)}
+
+    def captured() -> str:
+        engine(feeds)
+        (buffers,) = run._held.buffers.values()
+        return str(buffers.options.get_run_config_entry("gpu_graph_id"))
+
+    assert [captured() for _ in range(3)] == ["-1", "0", "0"]
+    library.left = 512  # by another session, say
+    arena.ran()
+    assert [captured() for _ in range(2)] == ["1", "1"]
+    library.left = 0
+    arena.ran()
+    assert captured() == "1"
+    arena.exhausted()
+    assert [captured() for _ in range(2)] == ["2", "2"]
+    assert library.trimmed == [False]
+
+
+def test_what_runs_work_in_is_given_back_with_the_last_session(shared: tuple[Arena, Library]) -> None:
+    arena, library = shared
+    for _ in range(2):
+        arena.opened()
+    for _ in range(2):
+        arena.closed()
+    assert library.trimmed == [True, False]
+
+
+def test_where_there_is_no_arena_sessions_have_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ort_arena, "LIBRARY", tmp_path / "ort_operators.so")
+    arena, options = Arena(), onnxruntime.SessionOptions()
+    arena.share(options)
+    with arena.keeping(), arena.taken():
+        arena.ran()
+        arena.exhausted()
+    with pytest.raises(RuntimeError, match="does not have configuration"):
+        options.get_session_config_entry("session.use_env_allocators")
+    assert not arena.takes_weights
+
+
+def test_weights_that_are_not_taken_are_read_by_onnx_runtime() -> None:
+    tried = []
+
+    def opener(model: Any, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+        tried.append(options)
+        if len(tried) == 1:
+            raise NotTaken("it does not take them")
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    ort._open(probe.MODEL, probe.SPEC, opener, ort._on_cpu).close()
+    assert len(tried) == 2
+    assert tried[0] is not tried[1]
+
+
+def test_all_weights_are_given_those_that_are_turned_turned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kernel, bias = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2), np.ones(2, np.float32)
+    (tmp_path / "w.bin").write_bytes(kernel.tobytes() + bias.tobytes())
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2, 2, 2])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 2, 2, 2])
+    name = f"k{TURNED}"
+    nodes = [onnx.helper.make_node("Add", ["x", name], ["z"]), onnx.helper.make_node("Add", ["z", "b"], ["y"])]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y])
+    for weight, shape, offset, length in ((name, [1, 2, 2, 2], 0, 32), ("b", [2], 32, 8)):
+        tensor = onnx.TensorProto(name=weight, data_type=onnx.TensorProto.FLOAT, dims=shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        place = {"location": "w.bin", "offset": str(offset), "length": str(length)}
+        tensor.external_data.extend(onnx.StringStringEntryProto(key=key, value=value) for key, value in place.items())
+        graph.initializer.append(tensor)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+
+    arena = Arena()
+    arena.takes_weights, copied = True, list[Array]()
+    monkeypatch.setattr(ort_weights, "ARENA", arena)
+
+    def copy(array: Array) -> onnxruntime.OrtValue:
+        copied.append(np.array(array))
+        return onnxruntime.OrtValue.ortvalue_from_numpy(copied[-1])
+
+    monkeypatch.setattr(arena, "copied", copy)
+    options = onnxruntime.SessionOptions()
+    weights = ort_weights.give_weights(tmp_path / "model.onnx", options)
+    (tmp_path / "w.bin").write_bytes(bytes(40))  # so it is not read from there
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    ort_weights.release(weights)
+    assert weights == {}
+    (result,) = session.run(None, {"x": np.zeros((1, 2, 2, 2), np.float32)})
+    assert np.array_equal(result, kernel.transpose(0, 2, 3, 1) + bias)
