@@ -6,7 +6,7 @@
 
 enum { PAGE = 65536, PAGES = 64, ZONES = 2, NO_MEMORY = 2, INVALID = 1 };
 
-static int taken, faults, ranges;
+static int taken, handles, faults, ranges;
 static unsigned char mapped[ZONES][PAGES], open[ZONES][PAGES];
 
 int fake_mapped(void) {
@@ -16,6 +16,7 @@ int fake_mapped(void) {
 }
 int fake_taken(void) { return taken; }
 int fake_faults(void) { return faults; }
+int fake_handles(void) { return handles; }
 static uint64_t start_of(int zone) { return (uint64_t)(zone + 1) << 40; }
 
 /* The place of a page in the ranges that were reserved; NULL and a fault elsewhere. */
@@ -45,6 +46,7 @@ static int reserve(uint64_t *address, size_t size, size_t alignment, uint64_t wi
 static int create(uint64_t *memory, size_t size, const void *properties, unsigned long long flags) {
   faults += size != PAGE || properties == NULL || flags != 0;
   if (taken == PAGES) return NO_MEMORY;
+  ++handles;
   return *memory = (uint64_t)++taken, 0;
 }
 static int map(uint64_t address, size_t size, size_t offset, uint64_t memory, unsigned long long flags) {
@@ -62,7 +64,7 @@ static int unmap(uint64_t address, size_t size) {
   --taken;
   return *place(mapped, address) = *place(open, address) = 0, 0;
 }
-static int release(uint64_t memory) { return faults += memory == 0, 0; }
+static int release(uint64_t memory) { return faults += memory == 0, --handles, 0; }
 
 void *fake_dlopen(const char *name, int flags) { return (void)flags, strcmp(name, "libcuda.so.1") == 0 ? &taken : NULL; }
 void *fake_dlsym(void *library, const char *name) {

@@ -86,8 +86,6 @@ def test_pieces_lie_apart_in_memory_that_is_there(
                 assert library.fake_taken() * PAGE + size + ALIGNMENT > PAGES * PAGE - 2 * PAGE  # a page at each end
                 continue
             assert address % ALIGNMENT == 0
-            assert library.fake_accessible(ctypes.c_uint64(address))
-            assert library.fake_accessible(ctypes.c_uint64(address + size - 1))
             assert all(address + size <= start or start + other <= address for start, (other, _) in held.items())
             held[address] = size, step
         elif step == "free" and held:
@@ -95,12 +93,25 @@ def test_pieces_lie_apart_in_memory_that_is_there(
             del held[address]
         elif step.startswith("trim"):
             library.edgediffusion_trim(int(step == "trim"))
+        for start, (length, _) in held.items():
+            assert library.fake_accessible(ctypes.c_uint64(start))
+            assert library.fake_accessible(ctypes.c_uint64(start + length - 1))
     for kind, used in (("keep", library.edgediffusion_kept), ("run", library.edgediffusion_left)):
         assert used() == sum((size // ALIGNMENT + 1) * ALIGNMENT for size, of in held.values() if of == kind)
     for address in held:
         free(library, address)
     library.edgediffusion_trim(0)
-    assert (library.fake_mapped(), library.fake_taken(), library.fake_faults()) == (0, 0, 0)
+    assert (library.fake_mapped(), library.fake_taken(), library.fake_handles(), library.fake_faults()) == (0, 0, 0, 0)
+
+
+@needs_compiler
+def test_the_smallest_gap_that_is_large_enough_is_filled(fresh: Callable[[], ctypes.CDLL]) -> None:
+    library = fresh()
+    large, _, small, _ = (allocate(library, pages * PAGE - ALIGNMENT) for pages in (9, 1, 5, 1))
+    free(library, large)
+    free(library, small)
+    assert [allocate(library, pages * PAGE - ALIGNMENT) for pages in (5, 9)] == [small, large]
+    assert library.fake_mapped() == 16
 
 
 @needs_compiler
