@@ -26,6 +26,8 @@ from .tensorrt_versions import TensorRT, load
 
 # Sets of input shapes whose buffers and captured launches are kept.
 MAX_KEPT = 8
+# Bytes: with nothing free at all TensorRT 8.6 ends in a segmentation fault, and with some it says what it lacks.
+_LEAST_FREE = 16 << 20
 Shapes = tuple[tuple[int, ...], ...]
 _ANOTHER = "delete it and build another"
 _DTYPES = {"FLOAT": "f4", "HALF": "f2", "INT32": "i4", "INT64": "i8", "INT8": "i1", "UINT8": "u1", "BOOL": "?"}
@@ -100,6 +102,7 @@ class Plan:
     def __init__(self, tensorrt: TensorRT, entry: Entry, job: Job) -> None:
         self.entry = entry
         self._tensorrt = tensorrt
+        self._check_room()
         logger = make_logger(tensorrt.module)
         runtime = start(tensorrt, tensorrt.module.Runtime, logger)
         if "version_compatible" in entry.recipe.flags:
@@ -116,6 +119,10 @@ class Plan:
             self._refit(job.path, logger)
         self._contexts: dict[int, Any] = {}
         self.set_to: dict[int, Shapes] = {}
+
+    def _check_room(self) -> None:
+        if (free := free_memory()) < _LEAST_FREE:
+            raise OutOfMemory(f"{self.entry.plan}: out of device memory, {free >> 20} MiB are free; free some of it")
 
     def _refused(self) -> EngineError:
         told = "; ".join(self.errors[-2:])
@@ -144,6 +151,7 @@ class Plan:
     def context(self, profile: int, stream: Stream) -> Any:
         """The one of this profile, without memory of its own."""
         if profile not in self._contexts:
+            self._check_room()
             context = self._tensorrt.new_context(self.engine)
             if context is None:
                 told = "; ".join(self.errors[-2:]) or "it does not say why"
