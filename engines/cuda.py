@@ -100,23 +100,33 @@ class DeviceMemory:
         self._finalizer = weakref.finalize(self, _api().cudaFree, self.address)
 
 
+class HostMemory:
+    """Memory of the host in pages that stay where they are, so that copies run beside the CPU."""
+
+    def __init__(self, size: int) -> None:
+        self.address = int(call("MallocHost", max(size, 1)))
+        self._finalizer = weakref.finalize(self, _api().cudaFreeHost, self.address)
+        raw = (ctypes.c_byte * size).from_address(self.address)
+        self.content: Array = np.ctypeslib.as_array(raw)
+
+    def send(self, size: int, address: int, stream: Stream) -> None:
+        """Copy its first bytes to the GPU."""
+        call("MemcpyAsync", address, self.address, size, _api().cudaMemcpyKind.cudaMemcpyHostToDevice, stream.handle)
+
+
 class Staging:
-    """A host array in pages that stay where they are, so that copies run beside the CPU; and its twin on the GPU."""
+    """A host array from which copies run beside the CPU, and its twin on the GPU."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         self.device = DeviceMemory(size)
-        host = int(call("MallocHost", max(size, 1)))
-        self._finalizer = weakref.finalize(self, _api().cudaFreeHost, host)
-        raw = (ctypes.c_byte * size).from_address(host)
-        self.host: Array = np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
-        self._host = host
+        self._memory = HostMemory(size)
+        self.host: Array = self._memory.content.view(dtype).reshape(shape)
 
     def send(self, array: Array, stream: Stream) -> None:
         """Copy `array`, converted, to the GPU."""
         np.copyto(self.host, array, casting="unsafe")
-        kind = _api().cudaMemcpyKind.cudaMemcpyHostToDevice
-        call("MemcpyAsync", self.device.address, self._host, self.device.size, kind, stream.handle)
+        self._memory.send(self.device.size, self.device.address, stream)
 
     def take(self, other: Staging, stream: Stream) -> None:
         """Copy what `other` has on the GPU, of the same size, to there."""
@@ -126,7 +136,7 @@ class Staging:
     def fetch(self, stream: Stream) -> None:
         """Copy from the GPU; `host` holds it once the stream is through."""
         kind = _api().cudaMemcpyKind.cudaMemcpyDeviceToHost
-        call("MemcpyAsync", self._host, self.device.address, self.device.size, kind, stream.handle)
+        call("MemcpyAsync", self._memory.address, self.device.address, self.device.size, kind, stream.handle)
 
 
 class Stream:

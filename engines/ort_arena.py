@@ -45,6 +45,7 @@ class Arena:
             self._tried = True
             with contextlib.suppress(Exception):  # of whatever makes: it is as if there were no library
                 self._library = _registered()
+
                 self.takes_weights = hasattr(onnxruntime.OrtValue, "from_dlpack")
         if self._library is not None:
             options.add_session_config_entry("session.use_env_allocators", "1")
@@ -61,11 +62,11 @@ class Arena:
         finally:
             self._library.edgediffusion_keep(0)
 
-    def copied(self, array: Array) -> onnxruntime.OrtValue:
-        """`array`, on the GPU, in memory that goes with whoever uses it; only where it `takes_weights`.
+    def like(self, array: Array) -> onnxruntime.OrtValue:
+        """Room for `array` on the GPU, in memory that goes with whoever uses it; only where it `takes_weights`.
 
         Raises:
-            OutOfMemory: it does not fit there.
+            OutOfMemory: there is none.
         """
         assert self._library is not None
         shape = (ctypes.c_int64 * array.ndim)(*array.shape)
@@ -74,9 +75,7 @@ class Arena:
             tensor = self._library.edgediffusion_tensor(ctypes.c_size_t(array.nbytes), code, bits, array.ndim, shape)
         if not tensor:
             raise OutOfMemory("out of memory on cuda; free what else is there")
-        value = onnxruntime.OrtValue.from_dlpack(_capsule(tensor, _NAME, None))
-        value.update_inplace(array)
-        return value
+        return onnxruntime.OrtValue.from_dlpack(_capsule(tensor, _NAME, None))
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:

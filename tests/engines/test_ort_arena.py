@@ -156,15 +156,11 @@ def test_without_memory_there_is_nothing_and_on_it_goes(fresh: Callable[[], ctyp
 
 
 @needs_compiler
-def test_values_are_freed_by_whoever_holds_them_last(
-    fresh: Callable[[], ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arena, sent = Arena(), list[Array]()
-    arena._library, array = fresh(), np.ones((3, 5, 2), np.float16)
-    monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", lambda value, array: sent.append(array))
-    value = arena.copied(array)
+def test_values_are_freed_by_whoever_holds_them_last(fresh: Callable[[], ctypes.CDLL]) -> None:
+    arena = Arena()
+    arena._library = fresh()
+    value = arena.like(np.ones((3, 5, 2), np.float16))
     assert (value.shape(), value.data_type(), value.device_name()) == ([3, 5, 2], "tensor(float16)", "cuda")
-    assert sent == [array]
     with arena.taken():
         pass
     kept = arena._kept()
@@ -172,7 +168,7 @@ def test_values_are_freed_by_whoever_holds_them_last(
         del value
     assert (kept, arena._kept()) == (ALIGNMENT, 0)
     with pytest.raises(OutOfMemory, match="out of memory on cuda; free what else is there"):
-        arena.copied(np.zeros(PAGES * PAGE, np.uint8))
+        arena.like(np.zeros(PAGES * PAGE, np.uint8))
 
 
 class Library:
@@ -258,37 +254,68 @@ def test_weights_that_are_not_taken_are_read_by_onnx_runtime() -> None:
     assert tried[0] is not tried[1]
 
 
-def test_all_weights_are_given_those_that_are_turned_turned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    kernel, bias = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2), np.ones(2, np.float32)
-    (tmp_path / "w.bin").write_bytes(kernel.tobytes() + bias.tobytes())
-    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2, 2, 2])
-    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 2, 2, 2])
-    name = f"k{TURNED}"
-    nodes = [onnx.helper.make_node("Add", ["x", name], ["z"]), onnx.helper.make_node("Add", ["z", "b"], ["y"])]
-    graph = onnx.helper.make_graph(nodes, "g", [x], [y])
-    for weight, shape, offset, length in ((name, [1, 2, 2, 2], 0, 32), ("b", [2], 32, 8)):
-        tensor = onnx.TensorProto(name=weight, data_type=onnx.TensorProto.FLOAT, dims=shape)
+class HostMemory:
+    """`cuda.HostMemory` where the GPU's addresses are the host's."""
+
+    def __init__(self, size: int) -> None:
+        self.content = np.zeros(size, np.int8)
+
+    def send(self, size: int, address: int, stream: object) -> None:
+        ctypes.memmove(address, self.content.ctypes.data, size)
+
+
+class Stream:
+    """`cuda.Stream`, through at once."""
+
+    def wait(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("piece", [1, 24, 4096])
+def test_all_weights_are_given_those_that_are_turned_turned(
+    piece: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights = {
+        f"k{TURNED}": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+        "b": np.linspace(1, 2, 3, dtype=np.float32),
+        "scalar": np.array(0.5, np.float32),
+    }
+    shapes = {f"k{TURNED}": [2, 2, 2, 3], "b": [3], "scalar": []}
+    content = np.concatenate([weight.ravel() for weight in weights.values()])
+    (tmp_path / "w.bin").write_bytes(content.tobytes())
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 2, 2, 3]) for name in "xy")
+    chain = itertools.pairwise(["x", "z", "v", "y"])
+    nodes = [onnx.helper.make_node("Add", [a, name], [b]) for (a, b), name in zip(chain, weights, strict=True)]
+    graph, offset = onnx.helper.make_graph(nodes, "g", [x], [y]), 0
+    for name, weight in weights.items():
+        tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=shapes[name])
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        place = {"location": "w.bin", "offset": str(offset), "length": str(length)}
+        place = {"location": "w.bin", "offset": str(offset), "length": str(weight.nbytes)}
         tensor.external_data.extend(onnx.StringStringEntryProto(key=key, value=value) for key, value in place.items())
         graph.initializer.append(tensor)
+        offset += weight.nbytes
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
 
     arena = Arena()
-    arena.takes_weights, copied = True, list[Array]()
+    arena.takes_weights = True
     monkeypatch.setattr(ort_weights, "ARENA", arena)
+    room = list[Array]()  # which ONNX Runtime does not keep, as it does what the arena gives
 
-    def copy(array: Array) -> onnxruntime.OrtValue:
-        copied.append(np.array(array))
-        return onnxruntime.OrtValue.ortvalue_from_numpy(copied[-1])
+    def like(array: Array) -> onnxruntime.OrtValue:
+        room.append(np.empty(array.shape, array.dtype))
+        return onnxruntime.OrtValue.ortvalue_from_numpy(room[-1])
 
-    monkeypatch.setattr(arena, "copied", copy)
+    monkeypatch.setattr(arena, "like", like)
+    monkeypatch.setattr(ort_weights, "HostMemory", HostMemory)
+    monkeypatch.setattr(ort_weights, "Stream", Stream)
+    monkeypatch.setattr(ort_weights, "_PIECE", piece)
     options = onnxruntime.SessionOptions()
-    weights = ort_weights.give_weights(tmp_path / "model.onnx", options)
-    (tmp_path / "w.bin").write_bytes(bytes(40))  # so it is not read from there
+    given = ort_weights.give_weights(tmp_path / "model.onnx", options)
+    (tmp_path / "w.bin").write_bytes(np.full_like(content, 9).tobytes())  # so what counts is not read from there
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
-    ort_weights.release(weights)
-    assert weights == {}
-    (result,) = session.run(None, {"x": np.zeros((1, 2, 2, 2), np.float32)})
-    assert np.array_equal(result, kernel.transpose(0, 2, 3, 1) + bias)
+    ort_weights.release(given)
+    assert given == {}
+    (result,) = session.run(None, {"x": np.zeros((2, 2, 2, 3), np.float32)})
+    kernel, bias, scalar = weights.values()
+    np.testing.assert_array_equal(result, kernel.transpose(0, 2, 3, 1) + bias + scalar)

@@ -11,8 +11,8 @@ import pytest
 
 from edgediffusion import __version__
 from edgediffusion.engines.errors import BundleError, RunCancelled, UnknownName, UsageError
+from edgediffusion.engines.files import sha256_of
 from edgediffusion.runtime import NumpyNoise, Parameters, Pipeline, denoise
-from edgediffusion.runtime import bundle as bundle_module
 from edgediffusion.runtime import pipeline as pipeline_module
 from edgediffusion.runtime.arrays import F32
 from edgediffusion.runtime.denoiser import Denoiser
@@ -309,13 +309,13 @@ def test_pictures_wait_for_digests_and_steps_do_not(
     bundle_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where not all steps are asked for."""
-    done, digest = threading.Event(), bundle_module.sha256_of
+    done = threading.Event()
 
     def slow(path: Path) -> str:
         assert "unet/diff" not in str(path) or done.wait(60)
-        return digest(path)
+        return sha256_of(path)
 
-    monkeypatch.setattr(bundle_module, "sha256_of", slow)
+    monkeypatch.setattr("edgediffusion.runtime.bundle.sha256_of", slow)
     with Pipeline.load(bundle_path) as pipeline:
         latents = next(iter(pipeline.steps("a red apple", num_inference_steps=2))).latents
         assert not done.is_set()
