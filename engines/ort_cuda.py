@@ -30,7 +30,7 @@ OPTIONS = {
     "enable_cuda_graph": "1",
     "cudnn_conv_algo_search": "HEURISTIC",  # no trials: EXHAUSTIVE's first call takes seconds more, DEFAULT's 65 s
     "cudnn_conv_use_max_workspace": "1",  # the default; some of the fast algorithms need it
-    "arena_extend_strategy": "kSameAsRequested",  # else each growth doubles the arena, to several times the model
+    "arena_extend_strategy": "kSameAsRequested",  # of a session's own arena, where ours is not: else it doubles
     "sdpa_kernel": "10",  # cuDNN's (8) or the memory-efficient one (2); pictures by flash (1) were NaN
 }
 # What cuBLAS sets aside for each of its two handles in a session: 8 MiB, where it takes 64 MiB by itself on an H100.
