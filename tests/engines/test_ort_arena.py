@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgediffusion.engines import ort, ort_arena, ort_device, ort_weights, probe
 from edgediffusion.engines.base import HostEngine
@@ -24,6 +21,9 @@ from edgediffusion.engines.onnx_file import TURNED
 from edgediffusion.engines.ort_arena import LIBRARY, Arena, NotTaken
 from edgediffusion.engines.ort_device import DeviceRun
 from edgediffusion.engines.spec import Array
+
+hypothesis, onnx = pytest.importorskip("hypothesis"), pytest.importorskip("onnx")
+st = hypothesis.strategies
 
 HERE = Path(__file__).parent
 PAGE, PAGES, ALIGNMENT = 65536, 64, 512  # of fake_driver.c and arena.c
@@ -72,7 +72,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["keep", "run", "free", "trim", "trim
 
 
 @needs_compiler
-@given(steps=STEPS)
+@hypothesis.given(steps=STEPS)  # type: ignore[untyped-decorator]  # it may not be here
 def test_pieces_lie_apart_in_memory_that_is_there(
     fresh: Callable[[], ctypes.CDLL], steps: list[tuple[str, int]]
 ) -> None:
