@@ -15,6 +15,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("engines/kernels")
 LIBRARY = FOLDER / "ort_operators.so"
+SOURCES = ("arena.c", "kernels.cu", "ort_operators.c")  # as engines/ort_library.py has them
 
 
 class CustomBuildHook(BuildHookInterface):
@@ -25,11 +26,10 @@ class CustomBuildHook(BuildHookInterface):
         compiler = os.environ.get("CC") or shutil.which("cc")
         if sys.platform != "linux" or compiler is None:
             return
-        sources = sorted(path.name for path in Path(self.root, FOLDER).glob("*.c*"))
-        content = b"".join(Path(self.root, FOLDER, name).read_bytes() for name in sources)
+        content = b"".join(Path(self.root, FOLDER, name).read_bytes() for name in SOURCES)
         define = f'-DSOURCES="{hashlib.sha256(content).hexdigest()}"'
         flags = ["-std=c99", "-O2", "-shared", "-fPIC", define]
-        files = [str(FOLDER / name) for name in sources if name.endswith(".c")]
+        files = [str(FOLDER / name) for name in SOURCES if name.endswith(".c")]
         command = [*compiler.split(), *flags, "-o", str(LIBRARY), *files, "-ldl", "-lpthread"]
         try:
             subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -70,10 +71,11 @@ def _open(
     open_session: Callable[[Any, onnxruntime.SessionOptions], onnxruntime.InferenceSession],
     runner: Callable[[onnxruntime.InferenceSession, GraphSpec], Run],
 ) -> Engine:
+    session = None
     try:
-        try:
+        with contextlib.suppress(NotTaken):
             session = open_session(model, _options())
-        except NotTaken:
+        if session is None:  # now that the first one is gone
             session = open_session(model, _options())
     except EdgeDiffusionError:
         raise

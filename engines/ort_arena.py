@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator
-from pathlib import Path
 
+import numpy as np
 import onnxruntime
 
+from .cuda import HostMemory, Stream
 from .errors import EngineError, OutOfMemory
+from .ort_library import load_library
 from .spec import Array
 
-LIBRARY = Path(__file__).parent / "kernels" / "ort_operators.so"  # made by hatch_build.py where there is a C compiler
 _CODES = {"i": 0, "u": 1, "f": 2}  # of dtypes, by NumPy's kind, in DLPack
 _NAME = b"dltensor"  # of a capsule; it is not copied
 
@@ -36,17 +37,16 @@ class Arena:
         self.takes_weights = False
         self._library: ctypes.CDLL | None = None
         self._tried = False
-        self._left = 0
         self._sessions = 0
 
     def share(self, options: onnxruntime.SessionOptions) -> None:
         """Have a session use it. The driver and a GPU are there."""
         if not self._tried:
             self._tried = True
-            with contextlib.suppress(Exception):  # of whatever makes: it is as if there were no library
+            with contextlib.suppress(Exception):  # whatever is lacking, ONNX Runtime does without
                 self._library = _registered()
-
-                self.takes_weights = hasattr(onnxruntime.OrtValue, "from_dlpack")
+                HostMemory(1), Stream(), self.like(np.zeros(1, np.float16))  # what giving weights takes
+                self.takes_weights = True
         if self._library is not None:
             options.add_session_config_entry("session.use_env_allocators", "1")
 
@@ -63,7 +63,7 @@ class Arena:
             self._library.edgediffusion_keep(0)
 
     def like(self, array: Array) -> onnxruntime.OrtValue:
-        """Room for `array` on the GPU, in memory that goes with whoever uses it; only where it `takes_weights`.
+        """Room for `array` on the GPU, in memory that goes with whoever uses it; only where it is `shared`.
 
         Raises:
             OutOfMemory: there is none.
@@ -74,7 +74,7 @@ class Arena:
         with self.keeping():
             tensor = self._library.edgediffusion_tensor(ctypes.c_size_t(array.nbytes), code, bits, array.ndim, shape)
         if not tensor:
-            raise OutOfMemory("out of memory on cuda; free what else is there")
+            raise OutOfMemory("its weights do not fit on the GPU; free what else is there")
         return onnxruntime.OrtValue.from_dlpack(_capsule(tensor, _NAME, None))
 
     @contextlib.contextmanager
@@ -105,18 +105,16 @@ class Arena:
 
     def ran(self) -> None:
         """After a run that was no replay: what captured launches may write to is not to be where it left something."""
-        if self._library is not None and (left := self._library.edgediffusion_left()) != self._left:
-            self.generation += left > self._left
-            self._left = left
+        if self._library is not None and self._library.edgediffusion_settle():
+            self.generation += 1
 
     def exhausted(self) -> None:
-        """After memory ran out: what no session keeps is given back, whatever launches were captured."""
-        self.generation += 1
-        self._trim(graphs=False)
+        """After memory ran out: what no session keeps is given back, though captured launches may write there."""
+        if self._trim(graphs=False):
+            self.generation += 1
 
-    def _trim(self, *, graphs: bool = True) -> None:
-        if self._library is not None:
-            self._library.edgediffusion_trim(graphs and self._sessions > 0)
+    def _trim(self, *, graphs: bool = True) -> int:
+        return 0 if self._library is None else self._library.edgediffusion_trim(graphs and self._sessions > 0)
 
 
 ARENA = Arena()
@@ -127,8 +125,8 @@ _capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p,
 
 def _registered() -> ctypes.CDLL:
     """The library, whose arena ONNX Runtime takes from now on where a session is told so."""
-    library = ctypes.CDLL(str(LIBRARY))
-    library.edgediffusion_kept.restype = library.edgediffusion_left.restype = ctypes.c_size_t
+    library = load_library()
+    library.edgediffusion_kept.restype = ctypes.c_size_t
     library.edgediffusion_tensor.restype = ctypes.c_void_p
     if status := library.edgediffusion_arena():
         raise RuntimeError(f"CUDA's driver says {status}")

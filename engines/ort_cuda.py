@@ -65,15 +65,19 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         onnxruntime.preload_dlls()
     ARENA.share(options)
-    weights = give_weights(model, options)
+    try:
+        weights = give_weights(model, options)
+    except OutOfMemory as error:
+        raise lacking(OutOfMemory(f"{model}: {error}")) from error
     try:
         session = _open(model, options, OPTIONS)
     except Exception as error:
         if "graph capture" in str(error):  # which it refuses for a graph with an operator that has no CUDA kernel
             warnings.warn(NotCaptured(f"{model}: not all of it runs on the GPU, so it is slower"), stacklevel=2)
             session = _open(model, options, OPTIONS | {"enable_cuda_graph": "0"})
-        elif isinstance(raised := lacking(failed(str(model), "cuda", error)), OutOfMemory):
-            raise raised from error
+        elif isinstance(raised := failed(str(model), "cuda", error), OutOfMemory):
+            weights.clear()
+            raise lacking(raised) from error
         else:
             raise
     if CUDA not in session.get_providers():

@@ -20,7 +20,7 @@ from .ort_arena import ARENA
 from .spec import Array, GraphSpec, TensorSpec
 
 # Sets of input shapes whose launches are captured: each keeps its inputs and outputs on the device, and its graph of
-# launches, which ONNX Runtime cannot be told to forget. Further ones run without.
+# launches, which ONNX Runtime cannot be told to forget; it has one more after memory ran out. Further ones run without.
 MAX_KEPT = 8
 _GRAPH_ID = "gpu_graph_id"  # of RunOptions: launches are captured under this number, and not at all for -1
 Shapes = tuple[tuple[int, ...], ...]

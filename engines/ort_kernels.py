@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import sys
 import threading
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import onnxruntime
 
 from .errors import BackendUnavailable, one_line
-from .ort_arena import LIBRARY
 from .ort_cuda import CHECKS, built_for, cuda_of, find_driver
 from .ort_cuda import open_session as open_on_cuda
+from .ort_library import FOLDER, LIBRARY, OtherSources, load_library
 from .packed import File
 
 DIALECT = "cuda-kernels"  # the name of graphs with these operators
-SOURCE = LIBRARY.with_name("kernels.cu")
+SOURCE = FOLDER / "kernels.cu"
 _ANEW = "install a C compiler, then edgediffusion anew"
 _GIVING = threading.Lock()  # one thread compiles them, others wait
 _CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
@@ -65,22 +64,16 @@ def give_kernels() -> None:
     if sys.platform != "linux":
         raise NoKernels("our own kernels are for Linux", "take Linux, or WSL")
     try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:  # there was no compiler, or it is another machine's
+        library = load_library()
+    except OtherSources as error:
+        raise NoKernels(str(error), "install edgediffusion anew") from error
+    except OSError as error:
         raise NoKernels(f"our own kernels are missing ({error})", _ANEW) from error
-    sources = sorted(SOURCE.parent.glob("*.c*"))
-    if _sources_of(library) != hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest():
-        raise NoKernels(f"{LIBRARY.name} was compiled of other sources than are here", "install edgediffusion anew")
     cubin = compile_kernels(_capability())
     if (compiler := _compiler_version()) > (known := _driver_version()):
         raise NoKernels(f"NVRTC here is of CUDA {compiler}, the driver knows CUDA up to {known}", _nvrtc_anew())
     if library.edgediffusion_kernels(cubin, len(cubin)):
         raise MemoryError
-
-
-def _sources_of(library: ctypes.CDLL) -> str:
-    digest = (ctypes.c_char * 65).in_dll(library, "edgediffusion_sources")
-    return digest.value.decode()
 
 
 def _capability() -> str:

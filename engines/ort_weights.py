@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from .cuda import HostMemory, Stream
+from .errors import OutOfMemory
 from .onnx_file import TURNED, map_weights, whole
 from .ort_arena import ARENA
 from .packed import File
@@ -37,7 +38,7 @@ def give_weights(model: File, options: onnxruntime.SessionOptions) -> Weights:
     }
     arrays = {name: whole(name, weight) for name, weight in mapped.items()}
     if on_gpu:
-        weights = {name: ARENA.like(arrays[name].view(mapped[name].dtype)) for name in arrays}
+        weights = _room({name: array.view(mapped[name].dtype) for name, array in arrays.items()})
         _send({weights[name].data_ptr(): np.atleast_1d(array) for name, array in arrays.items()})
         for name, value in weights.items():
             options.add_initializer(name, value)
@@ -59,6 +60,17 @@ def release(weights: Weights) -> None:
     weights.clear()  # it reads itself what it wants elsewhere than on the GPU
     with ARENA.taken():
         turned.clear()
+
+
+def _room(arrays: dict[str, Array]) -> Weights:
+    weights: Weights = {}
+    try:
+        for name, array in arrays.items():
+            weights[name] = ARENA.like(array)
+    except OutOfMemory:
+        weights.clear()  # at once, not when nobody looks at this frame any more
+        raise
+    return weights
 
 
 def _send(arrays: dict[int, Array]) -> None:

@@ -62,7 +62,7 @@ class Bundle:
         self._pool = ThreadPoolExecutor(2 * len(manifest.graphs), "edgediffusion")
         self._openings: dict[tuple[str, str | None], _Opening] = {}  # by component and variant
         self._users: Counter[str] = Counter()  # blocks that need a component, see `using`
-        self._unverified: set[Future[None]] = set()  # digests of what is used already
+        self._used: dict[tuple[str, str | None], Future[None]] = {}  # in blocks: digests not known to be right yet
         self._closed = False
         self._lock = threading.RLock()
         self.timings = Timings()
@@ -171,8 +171,10 @@ class Bundle:
         """
         if (given := self.engines.get(graph_name(name, variant))) is not None:
             return given
-        opening = self._opened(name, variant, verified=not self._users[name])
-        self._unverified.add(opening.verified)
+        in_block = self._users[name] > 0
+        opening = self._opened(name, variant, verified=not in_block)
+        if in_block:
+            self._used[name, variant] = opening.verified
         return opening.engine.result()
 
     def _opened(self, name: str, variant: str | None, *, verified: bool = False) -> _Opening:
@@ -181,8 +183,10 @@ class Bundle:
             if verified:
                 opening.verified.result()
             opening.engine.result()
-        except BaseException:
+        except BaseException as error:
             self.release(name)
+            if isinstance(error, BundleError):  # altered weights are the better reason
+                opening.verified.result()
             raise
         return opening
 
@@ -219,7 +223,7 @@ class Bundle:
         exhausted = False
         try:
             yield
-            self._verify(set(self._unverified))
+            self._verify(dict(self._used))
         except MemoryError:
             exhausted = True
             raise
@@ -236,18 +240,19 @@ class Bundle:
             BundleError: they are not.
         """
         with self._lock:
-            verified = {opening.verified for opening in self._openings.values()}
-        self._verify(verified)
+            digests = {key: opening.verified for key, opening in self._openings.items()}
+        self._verify(digests)
 
-    def _verify(self, digests: set[Future[None]]) -> None:
-        try:
-            for digest in digests:
+    def _verify(self, digests: Mapping[tuple[str, str | None], Future[None]]) -> None:
+        """What is not right stays among what was used until it is opened anew: blocks of other threads end with it."""
+        for key, digest in digests.items():
+            try:
                 digest.result()
-        except BundleError:
-            self.release(*self.manifest.graphs)
-            raise
-        finally:
-            self._unverified -= digests
+            except BundleError:
+                self.release(key[0])
+                raise
+            if self._used.get(key) is digest:
+                del self._used[key]
 
     def _open(self, name: str, variant: str | None) -> _Opening:
         with self._lock:

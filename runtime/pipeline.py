@@ -85,7 +85,8 @@ class Pipeline:
 
         Raises:
             BundleError: there is no bundle, or it is incomplete, altered or too new. Weights are still being digested
-                when this returns: altered ones are told before a picture of them is, or by `bundle.verify`.
+                when this returns: altered ones are told before a picture of them is, though steps and previews may
+                come before that; `bundle.verify` waits for it.
             UnknownName: there is no such backend or device.
             BackendUnavailable: the backend or device does not work here.
         """

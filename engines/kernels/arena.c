@@ -1,7 +1,7 @@
 /* Memory of the GPU for all of ONNX Runtime's sessions in a process, as its external allocator takes it.
  *
- * Each of two zones is a range of addresses as large as the GPU's memory; pages of memory are mapped there as they are
- * needed, so that what is free grows together again, whatever the sizes were. What stays as long as its session (weights)
+ * Each of two zones is a range of addresses, several times as many as the GPU has memory for; pages of memory are mapped
+ * there as they are needed, so that what is free grows together again, whatever the sizes were. What stays as long as its session (weights)
  * goes to the one, and what a run works in to the other: runs come one after the other, so all sessions share that, and a
  * captured graph of launches, which writes where it once did, finds nothing there that another session keeps.
  * What is handed over as DLPack's tensors (dlpack.h) is freed with the last of those who hold it.
@@ -39,20 +39,22 @@ static struct {
   int (*cuMemSetAccess)(uint64_t, size_t, const Access *, size_t);
   int (*cuMemUnmap)(uint64_t, size_t);
   int (*cuMemRelease)(uint64_t);
+  int (*cuCtxSynchronize)(void);
 } driver;
 
 enum { PINNED = 1, DEVICE = 1, READ_WRITE = 3, VIRTUAL_MEMORY = 102, NO_DRIVER = 100, NO_MEMORY = 2, UNSUPPORTED = 801 };
-enum { ALIGNMENT = 512 };
+enum { ALIGNMENT = 512, ROOM = 4 }; /* bytes; how many times the memory there are addresses for */
 
 /* Blocks follow one another without a gap, and no two free ones do. */
+enum { FREE, USED, SETTLED };
 typedef struct Block {
   uint64_t start, size;
-  int used;
+  int state;
   struct Block *before, *after;
 } Block;
 
 typedef struct {
-  uint64_t start, used;
+  uint64_t start, size, used;
   Block *first;
   unsigned char *mapped; /* for each page, whether memory is there */
 } Zone;
@@ -90,7 +92,8 @@ static int find_driver(void) {
                                       "cuMemMap",
                                       "cuMemSetAccess",
                                       "cuMemUnmap",
-                                      "cuMemRelease"};
+                                      "cuMemRelease",
+                                      "cuCtxSynchronize"};
   void *library = dlopen("libcuda.so.1", RTLD_NOW);
   for (size_t i = 0; i < sizeof(names) / sizeof(*names); ++i) {
     void *found = library == NULL ? NULL : dlsym(library, names[i]);
@@ -111,12 +114,13 @@ int edgediffusion_arena(void) {
   properties.location.id = device;
   if (status == 0) status = driver.cuMemGetAllocationGranularity(&page, &properties, 0);
   for (int i = 0; i < ZONES && status == 0; ++i) {
-    const size_t pages = (memory + page - 1) / page;
+    const size_t pages = ROOM * ((memory + page - 1) / page);
     Block *all = calloc(1, sizeof *all);
     zones[i].mapped = calloc(pages, 1);
     if (all == NULL || zones[i].mapped == NULL) return NO_MEMORY;
     status = driver.cuMemAddressReserve(&zones[i].start, pages * page, 0, 0, 0);
     *all = (Block){.start = zones[i].start, .size = pages * page};
+    zones[i].size = all->size;
     zones[i].first = all;
   }
   return status;
@@ -125,13 +129,23 @@ int edgediffusion_arena(void) {
 /* Whether what is allocated from now on stays as long as its session, or no longer than the run. */
 void edgediffusion_keep(int keep) { zone_now = keep ? KEPT : RUN; }
 
-/* Bytes in use: of what stays, and of what was not to. */
+/* Bytes in use of what stays. */
 size_t edgediffusion_kept(void) { return zones[KEPT].used; }
-size_t edgediffusion_left(void) { return zones[RUN].used; }
 
-static void unmap(Zone *zone, size_t first, size_t end) {
+/* How many blocks are in use that were not to stay, beyond those counted before. */
+int edgediffusion_settle(void) {
+  int count = 0;
+  for (Block *block = zones[RUN].first; block != NULL; block = block->after)
+    if (block->state == USED) block->state = SETTLED, ++count;
+  return count;
+}
+
+/* How many of these pages had memory. */
+static int unmap(Zone *zone, size_t first, size_t end) {
+  int count = 0;
   for (size_t i = first; i < end; ++i)
-    if (zone->mapped[i] && driver.cuMemUnmap(zone->start + i * page, page) == 0) zone->mapped[i] = 0;
+    if (zone->mapped[i] && driver.cuMemUnmap(zone->start + i * page, page) == 0) zone->mapped[i] = 0, ++count;
+  return count;
 }
 
 static int map(Zone *zone, size_t i) {
@@ -157,7 +171,7 @@ static int map_block(Zone *zone, const Block *block, uint64_t size) {
 static Block *find_free(const Zone *zone, uint64_t size) {
   Block *best = NULL;
   for (Block *block = zone->first; block != NULL; block = block->after)
-    if (!block->used && block->size >= size && (best == NULL || block->size < best->size)) best = block;
+    if (block->state == FREE && block->size >= size && (best == NULL || block->size < best->size)) best = block;
   return best;
 }
 
@@ -166,7 +180,7 @@ static int split(Block *block, uint64_t size) {
   if (block->size == size) return 1;
   Block *rest = malloc(sizeof *rest);
   if (rest == NULL) return 0;
-  *rest = (Block){block->start + size, block->size - size, 0, block, block->after};
+  *rest = (Block){block->start + size, block->size - size, FREE, block, block->after};
   if (rest->after != NULL) rest->after->before = rest;
   block->after = rest;
   block->size = size;
@@ -189,29 +203,29 @@ void *edgediffusion_allocate(size_t bytes) {
   Block *block = size < bytes ? NULL : find_free(zone, size);
   int found = block != NULL && map_block(zone, block, size) && split(block, size);
   if (found) {
-    block->used = 1;
+    block->state = USED;
     zone->used += size;
   }
   pthread_mutex_unlock(&mutex);
   return found ? (void *)(uintptr_t)block->start : NULL;
 }
 
-static Block *find_used(Zone **zone, uint64_t start) {
-  for (*zone = zones; *zone < zones + ZONES; ++*zone)
-    for (Block *block = (*zone)->first; block != NULL; block = block->after)
-      if (block->used && block->start == start) return block;
+static Block *find_used(const Zone *zone, uint64_t start) {
+  for (Block *block = zone->first; block != NULL; block = block->after)
+    if (block->start == start) return block->state == FREE ? NULL : block;
   return NULL;
 }
 
 void edgediffusion_free(void *memory) {
-  Zone *zone;
+  const uint64_t start = (uintptr_t)memory;
   pthread_mutex_lock(&mutex);
-  Block *block = find_used(&zone, (uintptr_t)memory);
+  Zone *zone = &zones[start - zones[RUN].start < zones[RUN].size ? RUN : KEPT];
+  Block *block = find_used(zone, start);
   if (block != NULL) {
-    block->used = 0;
+    block->state = FREE;
     zone->used -= block->size;
-    if (block->after != NULL && !block->after->used) join_after(block);
-    if (block->before != NULL && !block->before->used) join_after(block->before);
+    if (block->after != NULL && block->after->state == FREE) join_after(block);
+    if (block->before != NULL && block->before->state == FREE) join_after(block->before);
   }
   pthread_mutex_unlock(&mutex);
 }
@@ -233,13 +247,19 @@ Tensor *edgediffusion_tensor(size_t bytes, int code, int bits, int rank, const i
   return tensor;
 }
 
-/* Gives back the pages that nothing is in: of what stays, and unless `graphs` may write there, of what runs work in. */
-void edgediffusion_trim(int graphs) {
+/* Gives back the pages that nothing is in: of what stays, and unless `graphs` may write there, of what runs work in.
+ * How many pages that runs worked in were given back. */
+int edgediffusion_trim(int graphs) {
+  int count = 0;
+  driver.cuCtxSynchronize(); /* nothing is to be at work there */
   pthread_mutex_lock(&mutex);
   for (int i = 0; i < (graphs ? RUN : ZONES); ++i)
     for (const Block *block = zones[i].first; block != NULL; block = block->after)
-      if (!block->used)
-        unmap(&zones[i], (block->start - zones[i].start + page - 1) / page,
-              (block->start + block->size - zones[i].start) / page);
+      if (block->state == FREE) {
+        const uint64_t start = block->start - zones[i].start;
+        const int pages = unmap(&zones[i], (start + page - 1) / page, (start + block->size) / page);
+        if (i == RUN) count += pages;
+      }
   pthread_mutex_unlock(&mutex);
+  return count;
 }

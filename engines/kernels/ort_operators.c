@@ -107,7 +107,7 @@ static const void *cubin;
 static void *kernels[KERNELS];
 static int multiprocessors;
 
-/* The SHA-256 of this file and kernels.cu, to tell a library that was compiled of older ones. */
+/* The SHA-256 of arena.c, kernels.cu and this file, to tell a library that was compiled of older ones. */
 const char edgediffusion_sources[] = SOURCES;
 
 /* To be called before a session is made, once: `data`, a cubin of kernels.cu for this GPU. 0, or 1 without memory. */

@@ -4,14 +4,14 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { PAGE = 65536, PAGES = 64, ZONES = 2, NO_MEMORY = 2, INVALID = 1 };
+enum { PAGE = 65536, PAGES = 64, ROOM = 4 * PAGES, ZONES = 2, NO_MEMORY = 2, INVALID = 1 };
 
 static int taken, handles, faults, ranges;
-static unsigned char mapped[ZONES][PAGES], open[ZONES][PAGES];
+static unsigned char mapped[ZONES][ROOM], open[ZONES][ROOM];
 
 int fake_mapped(void) {
   int count = 0;
-  for (int i = 0; i < ZONES * PAGES; ++i) count += mapped[i / PAGES][i % PAGES];
+  for (int i = 0; i < ZONES * ROOM; ++i) count += mapped[i / ROOM][i % ROOM];
   return count;
 }
 int fake_taken(void) { return taken; }
@@ -20,9 +20,9 @@ int fake_handles(void) { return handles; }
 static uint64_t start_of(int zone) { return (uint64_t)(zone + 1) << 40; }
 
 /* The place of a page in the ranges that were reserved; NULL and a fault elsewhere. */
-static unsigned char *place(unsigned char of[ZONES][PAGES], uint64_t address) {
+static unsigned char *place(unsigned char of[ZONES][ROOM], uint64_t address) {
   for (int i = 0; i < ranges; ++i)
-    if (address >= start_of(i) && address < start_of(i) + (uint64_t)PAGES * PAGE)
+    if (address >= start_of(i) && address < start_of(i) + (uint64_t)ROOM * PAGE)
       return &of[i][(address - start_of(i)) / PAGE];
   ++faults;
   return NULL;
@@ -40,7 +40,7 @@ static int granularity(size_t *bytes, const void *properties, int option) {
   return *bytes = PAGE, 0;
 }
 static int reserve(uint64_t *address, size_t size, size_t alignment, uint64_t wish, unsigned long long flags) {
-  faults += size != (size_t)PAGES * PAGE || alignment != 0 || wish != 0 || flags != 0 || ranges == ZONES;
+  faults += size != (size_t)ROOM * PAGE || alignment != 0 || wish != 0 || flags != 0 || ranges == ZONES;
   return *address = start_of(ranges++), 0;
 }
 static int create(uint64_t *memory, size_t size, const void *properties, unsigned long long flags) {
@@ -64,6 +64,7 @@ static int unmap(uint64_t address, size_t size) {
   --taken;
   return *place(mapped, address) = *place(open, address) = 0, 0;
 }
+static int synchronize(void) { return 0; }
 static int release(uint64_t memory) { return faults += memory == 0, --handles, 0; }
 
 void *fake_dlopen(const char *name, int flags) { return (void)flags, strcmp(name, "libcuda.so.1") == 0 ? &taken : NULL; }
@@ -82,6 +83,7 @@ void *fake_dlsym(void *library, const char *name) {
       {"cuMemSetAccess", (void *)set_access},
       {"cuMemUnmap", (void *)unmap},
       {"cuMemRelease", (void *)release},
+      {"cuCtxSynchronize", (void *)synchronize},
   };
   for (size_t i = 0; library != NULL && i < sizeof(functions) / sizeof(*functions); ++i)
     if (strcmp(functions[i].name, name) == 0) return functions[i].function;

@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import shutil
 import subprocess
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgediffusion.engines import ort, ort_arena, ort_device, ort_weights, probe
+from edgediffusion.engines import ort, ort_arena, ort_device, ort_library, ort_weights, probe
 from edgediffusion.engines.base import HostEngine
-from edgediffusion.engines.errors import OutOfMemory
+from edgediffusion.engines.errors import BackendUnavailable, OutOfMemory
 from edgediffusion.engines.onnx_file import TURNED
-from edgediffusion.engines.ort_arena import LIBRARY, Arena, NotTaken
+from edgediffusion.engines.ort_arena import Arena, NotTaken
 from edgediffusion.engines.ort_device import DeviceRun
+from edgediffusion.engines.ort_library import FOLDER
 from edgediffusion.engines.spec import Array
 
 hypothesis, onnx = pytest.importorskip("hypothesis"), pytest.importorskip("onnx")
@@ -36,7 +38,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The arena with the driver of `fake_driver.c`."""
     library = tmp_path_factory.mktemp("arena") / "arena.so"
     fakes = ["-Ddlopen=fake_dlopen", "-Ddlsym=fake_dlsym"]
-    sources = [str(LIBRARY.with_name("arena.c")), str(HERE / "fake_driver.c")]
+    sources = [str(FOLDER / "arena.c"), str(HERE / "fake_driver.c")]
     flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     subprocess.run([str(COMPILER), *flags, *fakes, "-o", str(library), *sources, "-lpthread"], check=True)
     return library
@@ -50,7 +52,7 @@ def fresh(compiled: Path) -> Callable[[], ctypes.CDLL]:
     def load() -> ctypes.CDLL:
         library = ctypes.CDLL(str(shutil.copy(compiled, compiled.with_name(f"{next(numbers)}.so"))))
         library.edgediffusion_allocate.restype = library.edgediffusion_tensor.restype = ctypes.c_void_p
-        library.edgediffusion_kept.restype = library.edgediffusion_left.restype = ctypes.c_size_t
+        library.edgediffusion_kept.restype = ctypes.c_size_t
         assert library.edgediffusion_arena() == 0
         return library
 
@@ -83,7 +85,6 @@ def test_pieces_lie_apart_in_memory_that_is_there(
             library.edgediffusion_keep(int(step == "keep"))
             address = allocate(library, size)
             if address is None:
-                assert library.fake_taken() * PAGE + size + ALIGNMENT > PAGES * PAGE - 2 * PAGE  # a page at each end
                 continue
             assert address % ALIGNMENT == 0
             assert all(address + size <= start or start + other <= address for start, (other, _) in held.items())
@@ -96,8 +97,9 @@ def test_pieces_lie_apart_in_memory_that_is_there(
         for start, (length, _) in held.items():
             assert library.fake_accessible(ctypes.c_uint64(start))
             assert library.fake_accessible(ctypes.c_uint64(start + length - 1))
-    for kind, used in (("keep", library.edgediffusion_kept), ("run", library.edgediffusion_left)):
-        assert used() == sum((size // ALIGNMENT + 1) * ALIGNMENT for size, of in held.values() if of == kind)
+    kept = [(size // ALIGNMENT + 1) * ALIGNMENT for size, of in held.values() if of == "keep"]
+    assert library.edgediffusion_kept() == sum(kept)
+    assert [library.edgediffusion_settle() for _ in range(2)] == [len(held) - len(kept), 0]
     for address in held:
         free(library, address)
     library.edgediffusion_trim(0)
@@ -167,21 +169,23 @@ def test_values_are_freed_by_whoever_holds_them_last(fresh: Callable[[], ctypes.
     with pytest.raises(NotTaken), arena.taken():
         del value
     assert (kept, arena._kept()) == (ALIGNMENT, 0)
-    with pytest.raises(OutOfMemory, match="out of memory on cuda; free what else is there"):
+    with pytest.raises(OutOfMemory, match="its weights do not fit on the GPU; free what else is there"):
         arena.like(np.zeros(PAGES * PAGE, np.uint8))
 
 
 class Library:
-    """Of an arena in which `left` bytes are left by runs."""
+    """Of an arena in which runs have `left` blocks since it was asked last, and in which `free` pages are free."""
 
     def __init__(self) -> None:
-        self.left, self.trimmed = 0, list[bool]()
+        self.left, self.free, self.trimmed = 0, 0, list[bool]()
 
-    def edgediffusion_left(self) -> int:
-        return self.left
+    def edgediffusion_settle(self) -> int:
+        left, self.left = self.left, 0
+        return left
 
-    def edgediffusion_trim(self, graphs: bool) -> None:
+    def edgediffusion_trim(self, graphs: bool) -> int:
         self.trimmed.append(graphs)
+        return self.free
 
     def edgediffusion_keep(self, keep: int) -> None:
         pass
@@ -208,15 +212,18 @@ def test_launches_are_captured_anew_when_a_run_has_left_something(shared: tuple[
         return str(buffers.options.get_run_config_entry("gpu_graph_id"))
 
     assert [captured() for _ in range(3)] == ["-1", "0", "0"]
-    library.left = 512  # by another session, say
+    library.left = 1  # by another session, say
     arena.ran()
     assert [captured() for _ in range(2)] == ["1", "1"]
-    library.left = 0
-    arena.ran()
-    assert captured() == "1"
+    library.left = 1  # by this one: its own launches may write there
+    arena.generation += 1
+    assert [captured() for _ in range(3)] == ["2", "3", "3"]
+    arena.exhausted()  # there was nothing to give back
+    assert captured() == "3"
+    library.free = 1
     arena.exhausted()
-    assert [captured() for _ in range(2)] == ["2", "2"]
-    assert library.trimmed == [False]
+    assert [captured() for _ in range(2)] == ["4", "4"]
+    assert library.trimmed == [False, False]
 
 
 def test_what_runs_work_in_is_given_back_with_the_last_session(shared: tuple[Arena, Library]) -> None:
@@ -228,8 +235,56 @@ def test_what_runs_work_in_is_given_back_with_the_last_session(shared: tuple[Are
     assert library.trimmed == [True, False]
 
 
+@needs_compiler
+def test_what_a_run_leaves_where_another_left_something_is_seen(fresh: Callable[[], ctypes.CDLL]) -> None:
+    """Though no more bytes are left than before."""
+    library, arena = fresh(), Arena()
+    arena._library = library
+    for _ in range(2):
+        left, generation = allocate(library, PAGE), arena.generation
+        arena.ran()
+        arena.ran()
+        assert arena.generation == generation + 1
+        free(library, left)
+        arena.closed()
+
+
+@needs_compiler
+def test_weights_that_do_not_fit_leave_nothing(
+    fresh: Callable[[], ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena = Arena()
+    arena._library = fresh()
+    for module in (ort_weights, ort_device):
+        monkeypatch.setattr(module, "ARENA", arena)
+    with pytest.raises(OutOfMemory) as raised:
+        ort_weights._room({str(k): np.zeros((PAGES - 2) * PAGE // 2, np.uint8) for k in range(3)})
+    ort_device.lacking(raised.value)
+    assert (arena._kept(), arena._library.fake_mapped()) == (0, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("lacks", [None, "like", "HostMemory", "Stream"])
+def test_weights_are_given_where_all_that_it_takes_works(
+    lacks: str | None, fresh: Callable[[], ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise BackendUnavailable("not here", "get one")
+
+    arena, options, library = Arena(), onnxruntime.SessionOptions(), fresh()
+    monkeypatch.setattr(ort_arena, "_registered", lambda: library)
+    monkeypatch.setattr(ort_arena, "HostMemory", HostMemory)
+    monkeypatch.setattr(ort_arena, "Stream", Stream)
+    if lacks is not None:
+        monkeypatch.setattr(arena if lacks == "like" else ort_arena, lacks, fails)
+    arena.share(options)
+    assert arena.takes_weights is (lacks is None)
+    assert options.get_session_config_entry("session.use_env_allocators") == "1"
+    assert arena._kept() == 0
+
+
 def test_where_there_is_no_arena_sessions_have_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ort_arena, "LIBRARY", tmp_path / "ort_operators.so")
+    monkeypatch.setattr(ort_library, "LIBRARY", tmp_path / "ort_operators.so")
     arena, options = Arena(), onnxruntime.SessionOptions()
     arena.share(options)
     with arena.keeping(), arena.taken():
@@ -241,12 +296,15 @@ def test_where_there_is_no_arena_sessions_have_their_own(monkeypatch: pytest.Mon
 
 
 def test_weights_that_are_not_taken_are_read_by_onnx_runtime() -> None:
-    tried = []
+    tried, first = [], list[weakref.ref[Stream]]()
 
     def opener(model: Any, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
         tried.append(options)
         if len(tried) == 1:
+            session = Stream()
+            first.append(weakref.ref(session))
             raise NotTaken("it does not take them")
+        assert first[0]() is None
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     ort._open(probe.MODEL, probe.SPEC, opener, ort._on_cpu).close()

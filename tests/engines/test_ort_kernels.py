@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgediffusion.engines import ort, ort_kernels, probe, registry
-from edgediffusion.engines.ort_arena import LIBRARY
+from edgediffusion.engines import ort, ort_kernels, ort_library, probe, registry
 from edgediffusion.engines.ort_kernels import NoKernels, compile_kernels
+from edgediffusion.engines.ort_library import LIBRARY, SOURCES
 from edgediffusion.engines.spec import Array
 
 onnx = pytest.importorskip("onnx")
@@ -118,7 +118,7 @@ def given_anew() -> Iterator[None]:
 
 @pytest.mark.usefixtures("given_anew")
 def test_a_library_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ort_kernels, "LIBRARY", tmp_path / "ort_operators.so")
+    monkeypatch.setattr(ort_library, "LIBRARY", tmp_path / "ort_operators.so")
     monkeypatch.setattr(ort_kernels, "CHECKS", ())
     with pytest.raises(
         NoKernels, match=r"our own kernels are missing \(.*ort_operators\.so: cannot open.*install a C compiler"
@@ -128,12 +128,13 @@ def test_a_library_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("given_anew")
 def test_a_library_of_other_sources_or_another_machine_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    changed = tmp_path / "kernels.cu"
-    changed.write_bytes(ort_kernels.SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(ort_kernels, "SOURCE", changed)
+    for name in SOURCES:
+        content = (ort_library.FOLDER / name).read_bytes()
+        (tmp_path / name).write_bytes(content + b"\n" * (name == "kernels.cu"))
+    monkeypatch.setattr(ort_library, "FOLDER", tmp_path)
     with pytest.raises(NoKernels, match="compiled of other sources than are here; install edgediffusion anew"):
         ort_kernels.give_kernels()
-    monkeypatch.setattr(ort_kernels, "LIBRARY", changed)
+    monkeypatch.setattr(ort_library, "LIBRARY", tmp_path / "kernels.cu")
     with pytest.raises(NoKernels, match=r"our own kernels are missing \(.*invalid ELF header"):
         ort_kernels.give_kernels()
 

@@ -110,6 +110,42 @@ def test_altered_weights_or_graph(bundle_path: Path, opened: Opened, name: str) 
         assert bundle.engine("unet").spec.name == "unet"
 
 
+def test_all_blocks_that_used_altered_weights_end_with_it(bundle_path: Path, opened: Opened) -> None:
+    path = bundle_path / UNET
+    content = path.read_bytes()
+    path.write_bytes(content[::-1])
+    with Bundle.open(bundle_path) as bundle:
+        blocks = [bundle.using("unet"), bundle.using("vae_decoder"), bundle.using("unet")]
+        for block in blocks:
+            block.__enter__()
+        bundle.engine("unet")
+        bundle.engine("vae_decoder")
+        for block in blocks:  # of other threads, say
+            with pytest.raises(BundleError, match="altered"):
+                block.__exit__(None, None, None)
+        path.write_bytes(content)
+        with bundle.using("unet"):
+            bundle.engine("unet")
+        assert bundle._used == {}
+        bundle.engine("unet")
+        assert bundle._used == {}
+
+
+def test_altered_weights_are_the_reason_why_a_graph_cannot_be_opened(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object, **keywords: object) -> None:
+        raise BundleError("cannot load it")
+
+    monkeypatch.setattr("edgediffusion.runtime.bundle.open_engine", fails)
+    path = bundle_path / UNET
+    with Bundle.open(bundle_path) as bundle, bundle.using("unet"), pytest.raises(BundleError, match="cannot load it"):
+        bundle.engine("unet")
+    path.write_bytes(path.read_bytes()[::-1])
+    with Bundle.open(bundle_path) as bundle, bundle.using("unet"), pytest.raises(BundleError, match="altered"):
+        bundle.engine("unet")
+
+
 def test_an_altered_small_file(bundle_path: Path) -> None:
     path = bundle_path / "scheduler/scheduler_config.json"
     path.write_bytes(path.read_bytes().replace(b"Euler", b"eULER"))
