@@ -189,6 +189,25 @@ def test_errors_of_a_session() -> None:
 
 
 @pytest.mark.usefixtures("with_gpu")
+def test_weights_are_let_go_before_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    Session.errors += ["Failed to allocate memory for requested buffer of size 3"]
+    weights, found = {"w": object()}, list[int]()
+    monkeypatch.setattr(ort_cuda, "give_weights", lambda model, options: weights)
+    monkeypatch.setattr(ort_device.ARENA, "exhausted", lambda: found.append(len(weights)))
+    with pytest.raises(OutOfMemory):
+        open_engine(MODEL, SPEC, device="cuda")
+    assert found == [0]
+
+    def full(model: Path, options: object) -> None:
+        raise OutOfMemory("its weights do not fit")
+
+    monkeypatch.setattr(ort_cuda, "give_weights", full)
+    with pytest.raises(OutOfMemory, match=r"tiny\.onnx: its weights do not fit$"):
+        open_engine(MODEL, SPEC, device="cuda")
+    assert found == [0, 0]
+
+
+@pytest.mark.usefixtures("with_gpu")
 def test_the_dialect_of_the_device_is_opened_and_what_auto_took_is_said(tmp_path: Path) -> None:
     lines = list[str]()
     building = Building(says=lines.append)

@@ -131,6 +131,17 @@ def test_all_blocks_that_used_altered_weights_end_with_it(bundle_path: Path, ope
         assert bundle._used == {}
 
 
+def test_nothing_is_built_of_altered_weights(bundle_path: Path, opened: Opened) -> None:
+    """An engine in the store would be taken for that of the right ones."""
+    path = bundle_path / UNET
+    path.write_bytes(path.read_bytes()[::-1])
+    with Bundle.open(bundle_path, backend="tensorrt") as bundle:
+        bundle.prefetch("unet")
+        with pytest.raises(BundleError, match="altered"):
+            bundle.engine("unet")
+    assert opened.names == []
+
+
 def test_altered_weights_are_the_reason_why_a_graph_cannot_be_opened(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

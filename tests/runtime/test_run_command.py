@@ -109,6 +109,15 @@ def test_a_line_that_is_wrong_stops_no_other(bundle: str, capsys: Capture) -> No
     assert pictures() == ["jobs-2.png", "jobs-4.png"]
 
 
+def test_altered_weights_are_told_before_a_job_is_begun(bundle: str, capsys: Capture) -> None:
+    weights = Path(bundle, "unet", "diffusion_pytorch_model.safetensors")
+    weights.write_bytes(weights.read_bytes()[::-1])
+    jobs(ONE)
+    assert run(bundle) == 2
+    assert "altered, SHA-256" in capsys.readouterr().err
+    assert (journal(), pictures()) == ([], [])
+
+
 def test_retries_keep_the_reason(bundle: str, failing: list[BaseException], capsys: Capture) -> None:
     jobs(ONE, ONE)
     failing += [EngineError("a first reason"), ZeroDivisionError("a second")]
