@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from .cuda import HostMemory, Stream
-from .errors import EngineError, OutOfMemory
+from .errors import EngineError, OutOfMemory, one_line
 from .ort_library import load_library
 from .spec import Array
 
@@ -30,11 +30,13 @@ class Arena:
     """Does nothing until it is `shared`, and where that cannot be: then each session has an arena of its own.
 
     To be used by one thread at a time. Launches that were captured in an earlier `generation` are void.
+    `lacks` says why a session has an arena of its own, or reads its weights itself; empty where none did.
     """
 
     def __init__(self) -> None:
         self.generation = 0
         self.takes_weights = False
+        self.lacks = ""
         self._library: ctypes.CDLL | None = None
         self._tried = False
         self._sessions = 0
@@ -43,10 +45,12 @@ class Arena:
         """Have a session use it. The driver and a GPU are there."""
         if not self._tried:
             self._tried = True
-            with contextlib.suppress(Exception):  # whatever is lacking, ONNX Runtime does without
+            try:
                 self._library = _registered()
                 HostMemory(1), Stream(), self.like(np.zeros(1, np.float16))  # what giving weights takes
                 self.takes_weights = True
+            except Exception as error:  # whatever it is, ONNX Runtime does without
+                self.lacks = one_line(error)
         if self._library is not None:
             options.add_session_config_entry("session.use_env_allocators", "1")
 
@@ -88,8 +92,8 @@ class Arena:
         yield
         self._trim()
         if self._kept() != kept:
-            self.takes_weights = False
-            raise NotTaken("ONNX Runtime does not take weights that are on the GPU")
+            self.takes_weights, self.lacks = False, "ONNX Runtime does not take weights that are on the GPU"
+            raise NotTaken(self.lacks)
 
     def _kept(self) -> int:
         return 0 if self._library is None else self._library.edgediffusion_kept()

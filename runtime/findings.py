@@ -77,16 +77,21 @@ def gpu() -> Finding:
 
 
 def kernels(works: bool) -> Finding:
-    """Our own, which ONNX Runtime runs on an NVIDIA GPU where it `works` there; without them that is slower."""
+    """Our own, which ONNX Runtime runs on an NVIDIA GPU where it `works` there; without them that is slower.
+
+    And whether its sessions, of which the probe has opened one, use our arena.
+    """
     if not works:
         return Finding(name="our kernels", found="not used, since ort on cuda does not work")
+    from edgediffusion.engines.ort_arena import ARENA
     from edgediffusion.engines.ort_kernels import NoKernels, give_kernels
 
+    arena = f"; it takes more memory and longer to start, since {ARENA.lacks}" if ARENA.lacks else ""
     try:
         give_kernels()
     except NoKernels as error:
-        return Finding(name="our kernels", found=f"not used, so ort on cuda is slower: {error}")
-    return Finding(name="our kernels", found="compiled for this GPU")
+        return Finding(name="our kernels", found=f"not used, so ort on cuda is slower: {error}{arena}")
+    return Finding(name="our kernels", found=f"compiled for this GPU{arena}")
 
 
 def libraries() -> Finding:

@@ -278,7 +278,7 @@ def test_weights_are_given_where_all_that_it_takes_works(
     if lacks is not None:
         monkeypatch.setattr(arena if lacks == "like" else ort_arena, lacks, fails)
     arena.share(options)
-    assert arena.takes_weights is (lacks is None)
+    assert (arena.takes_weights, arena.lacks) == ((True, "") if lacks is None else (False, "not here; get one"))
     assert options.get_session_config_entry("session.use_env_allocators") == "1"
     assert arena._kept() == 0
 

@@ -18,9 +18,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgediffusion.engines import ort_cuda, ort_device, probe
+from edgediffusion.engines import ort_arena, ort_cuda, ort_device, probe
 from edgediffusion.engines.base import Building, Engine, HostEngine
 from edgediffusion.engines.errors import BackendUnavailable, BundleError, EngineError, OutOfMemory
+from edgediffusion.engines.ort_arena import Arena
 from edgediffusion.engines.ort_device import DeviceRun
 from edgediffusion.engines.registry import open_engine
 from edgediffusion.engines.spec import GraphSpec, TensorSpec
@@ -84,6 +85,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(ort_cuda, "built_for", lambda: 13)
+    monkeypatch.setattr(ort_cuda, "ARENA", Arena())
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
 
 
@@ -193,7 +195,7 @@ def test_weights_are_let_go_before_memory_is_given_back(monkeypatch: pytest.Monk
     Session.errors += ["Failed to allocate memory for requested buffer of size 3"]
     weights, found = {"w": object()}, list[int]()
     monkeypatch.setattr(ort_cuda, "give_weights", lambda model, options: weights)
-    monkeypatch.setattr(ort_device.ARENA, "exhausted", lambda: found.append(len(weights)))
+    monkeypatch.setattr(ort_arena.ARENA, "exhausted", lambda: found.append(len(weights)))
     with pytest.raises(OutOfMemory):
         open_engine(MODEL, SPEC, device="cuda")
     assert found == [0]

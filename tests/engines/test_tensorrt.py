@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -401,6 +402,23 @@ def test_a_plan_that_does_not_fit(fake: FakeTensorRT, model: Path, monkeypatch: 
     monkeypatch.setattr(fake, "Runtime", runtime)
     with pytest.raises(OutOfMemory, match=r"\.plan: out of device memory while loading \(.*\); free some of it"):
         open_built(model)
+
+
+@pytest.mark.parametrize("taken_before", ["the plan is loaded", "a context is made"])
+def test_with_nothing_free_tensorrt_is_not_asked(
+    taken_before: str, fake: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8.6 ends the process."""
+    build(model)
+    engine = open_built(model) if taken_before == "a context is made" else None
+    with monkeypatch.context() as full:
+        full.setattr("edgediffusion.engines.tensorrt.free_memory", lambda: 3 << 20)
+        full.setattr(fake, "Runtime", Mock(side_effect=AssertionError))
+        if engine is not None:
+            full.setattr(fake.engine, "create_execution_context", Mock(side_effect=AssertionError))
+        with pytest.raises(OutOfMemory, match=r"\.plan: out of device memory, 3 MiB are free; free some of it$"):
+            open_built(model) if engine is None else engine(FEEDS)
+    np.testing.assert_array_equal((engine or open_built(model))(FEEDS)["y"], Y)
 
 
 def test_no_gpu_and_no_driver(fake: FakeTensorRT, cuda: FakeCuda, model: Path) -> None:

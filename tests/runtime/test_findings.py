@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from edgediffusion.engines import ort_kernels
+from edgediffusion.engines import ort_arena, ort_kernels
 from edgediffusion.engines.cuda import Gpu
 from edgediffusion.engines.errors import BackendUnavailable
 from edgediffusion.engines.probe import Probe
@@ -124,11 +124,14 @@ def test_a_cache_that_cannot_be_used(builds: bool, tmp_path: Path, monkeypatch: 
 def test_whether_our_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings.kernels(False).found == "not used, since ort on cuda does not work"
     monkeypatch.setattr(ort_kernels, "give_kernels", lambda: None)
+    monkeypatch.setattr(ort_arena.ARENA, "lacks", "")
     assert findings.kernels(True).found == "compiled for this GPU"
     assert findings.find([replace(WORKS, device="cuda")])[2] == findings.kernels(True)
     monkeypatch.setattr(ort_kernels, "give_kernels", Mock(side_effect=ort_kernels.NoKernels("no compiler", "get one")))
     found = findings.kernels(True)
     assert (found.passed, found.found) == (True, "not used, so ort on cuda is slower: no compiler; get one")
+    monkeypatch.setattr(ort_arena.ARENA, "lacks", "CUDA's driver says 801")
+    assert findings.kernels(True).found.endswith("longer to start, since CUDA's driver says 801")
 
 
 def test_a_clock_that_was_not_set() -> None:
