@@ -15,7 +15,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("engines/kernels")
 LIBRARY = FOLDER / "ort_operators.so"
-SOURCES = ("arena.c", "kernels.cu", "ort_operators.c")  # as engines/ort_library.py has them
+SOURCES = ("arena.c", "driver.h", "kernels.cu", "ort_operators.c")  # as engines/ort_library.py has them
 
 
 class CustomBuildHook(BuildHookInterface):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "kernels"
 LIBRARY = FOLDER / "ort_operators.so"
-SOURCES = ("arena.c", "kernels.cu", "ort_operators.c")  # as hatch_build.py has them
+SOURCES = ("arena.c", "driver.h", "kernels.cu", "ort_operators.c")  # as hatch_build.py has them
 
 
 class OtherSources(OSError):

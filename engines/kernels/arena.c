@@ -1,14 +1,13 @@
 /* Memory of the GPU for all of ONNX Runtime's sessions in a process, as its external allocator takes it.
  *
  * Each of two zones is a range of addresses, several times as many as the GPU has memory for; pages of memory are mapped
- * there as they are needed, so that what is free grows together again, whatever the sizes were. What stays as long as its session (weights)
- * goes to the one, and what a run works in to the other: runs come one after the other, so all sessions share that, and a
- * captured graph of launches, which writes where it once did, finds nothing there that another session keeps.
- * What is handed over as DLPack's tensors (dlpack.h) is freed with the last of those who hold it.
- *
- * As in ort_operators.c the driver is looked up when it is needed. */
+ * there as they are needed, so that what is free grows together again, whatever the sizes were. What stays as long as
+ * its session (weights) goes to the one, and what a run works in to the other: runs come one after the other, so all
+ * sessions share that, and a captured graph of launches, which writes where it once did, finds nothing there that another
+ * session keeps. What is handed over as DLPack's tensors (dlpack.h) is freed with the last of those who hold it. */
 
-#include <dlfcn.h>
+#include "driver.h"
+
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -94,13 +93,7 @@ static int find_driver(void) {
                                       "cuMemUnmap",
                                       "cuMemRelease",
                                       "cuCtxSynchronize"};
-  void *library = dlopen("libcuda.so.1", RTLD_NOW);
-  for (size_t i = 0; i < sizeof(names) / sizeof(*names); ++i) {
-    void *found = library == NULL ? NULL : dlsym(library, names[i]);
-    if (found == NULL) return NO_DRIVER;
-    memcpy((char *)&driver + i * sizeof found, &found, sizeof found);
-  }
-  return 0;
+  return look_up(names, sizeof(names) / sizeof(*names), &driver) ? 0 : NO_DRIVER;
 }
 
 /* To be called once, before the other functions and after cuInit: for the first GPU. 0, or the driver's status. */

@@ -15,7 +15,8 @@
  * and of ONNX Runtime's C interface what is used is declared below, by place: a place keeps its function for good
  * (onnxruntime_c_api.h). */
 
-#include <dlfcn.h>
+#include "driver.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -107,7 +108,7 @@ static const void *cubin;
 static void *kernels[KERNELS];
 static int multiprocessors;
 
-/* The SHA-256 of arena.c, kernels.cu and this file, to tell a library that was compiled of older ones. */
+/* The SHA-256 of all sources of the library and of kernels.cu, to tell a library that was compiled of older ones. */
 const char edgediffusion_sources[] = SOURCES;
 
 /* To be called before a session is made, once: `data`, a cubin of kernels.cu for this GPU. 0, or 1 without memory. */
@@ -123,16 +124,12 @@ static OrtStatus *find_kernels(const OrtApi *api) {
                                           "cuDeviceGetAttribute"};
   static const char *const names[KERNELS] = {"add_and_sum", "normalize", "add_and_double", "layer_norm", "geglu"};
   char message[96];
-  void *library = NULL, *handle;
+  void *library = NULL;
   int device = 0, status;
   if (multiprocessors != 0) return NULL;
   if (cubin == NULL) return failed(api, FAIL, "edgediffusion's kernels were not given");
-  handle = dlopen("libcuda.so.1", RTLD_NOW);
-  for (size_t i = 0; i < sizeof(functions) / sizeof(*functions); ++i) {
-    void *found = handle == NULL ? NULL : dlsym(handle, functions[i]);
-    if (found == NULL) return failed(api, FAIL, "the NVIDIA driver is missing or older than CUDA 12");
-    memcpy((char *)&driver + i * sizeof found, &found, sizeof found);
-  }
+  if (!look_up(functions, sizeof(functions) / sizeof(*functions), &driver))
+    return failed(api, FAIL, "the NVIDIA driver is missing or older than CUDA 12");
   status = driver.cuLibraryLoadData(&library, cubin, NULL, NULL, 0, NULL, NULL, 0);
   for (int i = 0; i < KERNELS && status == 0; ++i) status = driver.cuLibraryGetKernel(&kernels[i], library, names[i]);
   if (status == 0) status = driver.cuCtxGetDevice(&device);
