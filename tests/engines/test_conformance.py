@@ -57,10 +57,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:building an engine of tiny")  # 
 
 
 @pytest.fixture(autouse=True)
-def installed(tensorrt: Callable[..., FakeTensorRT]) -> None:
-    """TensorRT over a GPU that is none."""
-    tensorrt("10.13.2.6")
-    tensorrt("1.7.1.116", "tensorrt_rtx")
+def installed(request: pytest.FixtureRequest) -> None:
+    """TensorRT over a GPU that is none, where a test does not want a real one."""
+    if request.node.get_closest_marker("gpu") is None:
+        tensorrt: Callable[..., FakeTensorRT] = request.getfixturevalue("tensorrt")
+        tensorrt("10.13.2.6")
+        tensorrt("1.7.1.116", "tensorrt_rtx")
 
 
 @pytest.fixture(params=PARAMS)
