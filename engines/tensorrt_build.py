@@ -20,7 +20,8 @@ from .tensorrt_versions import TensorRT
 
 T = TypeVar("T")
 _SINGLE, _HALF = "float32", "float16"
-# Bytes of the device's memory. With 600 MiB left TensorRT 8.6 did not start on an H100, and said nothing.
+# Bytes of the device's memory. With 600 MiB left TensorRT 8.6 did not start on an H100, or could not build, and did not
+# say why.
 _START = 1 << 30
 # The builder's flags for options that are on or off.
 _FLAGS = {
@@ -306,9 +307,15 @@ def _why_failed(name: str, errors: Sequence[str], options: BuildOptions) -> Engi
         return EngineError(
             f"{name}: no kernel does with so little memory ({told}); take a larger --workspace, or leave it out"
         )
-    if little or out_of_memory(errors):  # the workspace is all of the device's memory unless told
+    without_a_word = any("cuda runtime" in error.lower() for error in errors) and _is_full()
+    if little or out_of_memory(errors) or without_a_word:  # the workspace is all of the device's memory unless told
         return OutOfMemory(
             f"{name}: out of device memory while building ({told}); take a smaller --workspace, --batch or --shapes"
+        )
+    if "libnvinfer_lean" in told:
+        return EngineError(
+            f"{name}: TensorRT's lean runtime is not installed ({told}); pip install a tensorrt-lean of its version, "
+            "or leave out --version-compatible"
         )
     return EngineError(f"{name}: TensorRT cannot build it ({told})")
 

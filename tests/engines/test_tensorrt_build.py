@@ -140,6 +140,28 @@ def test_a_build_that_fails(tensorrt: Install) -> None:
         build(fake)
 
 
+def test_a_build_that_fails_on_a_full_gpu_and_does_not_say_why(tensorrt: Install, cuda: FakeCuda) -> None:
+    fake = install(tensorrt, "8")
+    fake.build_error = "1: [checkMacros.cpp::catchCudaError::203] Error Code 1: Cuda Runtime (invalid resource handle)"
+    with pytest.raises(EngineError, match=r"^tiny: TensorRT cannot build it \(1: .* \(invalid resource handle\)\)$"):
+        build(fake)
+    cuda.free = 600 << 20
+    with pytest.raises(OutOfMemory, match=r"^tiny: out of device memory while building \(1: .*; take a smaller --work"):
+        build(fake)
+    fake.build_error = "10: Could not find any implementation"
+    with pytest.raises(EngineError, match=r"^tiny: TensorRT cannot build it \(10: Could not find any implement"):
+        build(fake)
+
+
+def test_the_lean_runtime_is_not_installed(tensorrt: Install) -> None:
+    fake = install(tensorrt, "8")
+    fake.build_error = "6: Internal Error (Unable to load library: libnvinfer_lean.so.8.6.0)"
+    with pytest.raises(
+        EngineError, match=r"^tiny: TensorRT's lean runtime is not installed \(6: .*\); pip install a t"
+    ):
+        build(fake, version_compatible=True)
+
+
 def test_kernels_that_were_passed_over_for_want_of_memory(tensorrt: Install) -> None:
     fake = install(tensorrt, "8")
     fake.build_warning = (
