@@ -48,7 +48,7 @@ def open_engine(
         return on_device(lambda: _open(model, spec, opener, _on_cuda))
     if device != "cpu":
         try:
-            engine = _open_on_cuda(model, spec, dialects)
+            engine = _open_on_cuda(model, spec, dialects, building.precision)
         except BackendUnavailable as error:
             if device != "auto":
                 raise
@@ -86,14 +86,15 @@ def _open(
     return HostEngine(spec, runner(session, spec))
 
 
-def _open_on_cuda(model: File, spec: GraphSpec, dialects: Mapping[str, File]) -> Engine:
+def _open_on_cuda(model: File, spec: GraphSpec, dialects: Mapping[str, File], precision: str) -> Engine:
     if (own := dialects.get(DIALECT)) is not None:
         try:
             prepare()
             return on_device(lambda: _open(own, spec, open_with_kernels, _on_cuda))
         except NoKernels as error:
             warnings.warn(Slower(f"slower than it could be: {error}"), stacklevel=2)
-    return on_device(lambda: _open(dialects.get("cuda", model), spec, open_session, _on_cuda))
+    opener = functools.partial(open_session, exact=precision == "float32")
+    return on_device(lambda: _open(dialects.get("cuda", model), spec, opener, _on_cuda))
 
 
 def _open_on_cpu(model: File, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

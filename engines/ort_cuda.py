@@ -25,7 +25,7 @@ CUDA = "CUDAExecutionProvider"
 # Measured on an H100 with Stable Diffusion 1.5 in float16, in the dialect of `export/passes/cuda`, ONNX Runtime 1.31:
 # bench/NOTES.md. Left off: prefer_nhwc, since the dialect has its own NHWC and with free sizes it puts an operator on
 # the CPU; fuse_conv_bias, which compiles kernels, so that the UNet's first call takes 4.2 s, not 0.7 s, to save 0.1 to
-# 0.3 ms of 7.3 in later ones. Left on: use_tf32, for graphs in float32.
+# 0.3 ms of 7.3 in later ones.
 OPTIONS = {
     "enable_cuda_graph": "1",
     "cudnn_conv_algo_search": "HEURISTIC",  # no trials: EXHAUSTIVE's first call takes seconds more, DEFAULT's 65 s
@@ -33,6 +33,9 @@ OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # of a session's own arena, where ours is not: else it doubles
     "sdpa_kernel": "10",  # cuDNN's (8) or the memory-efficient one (2); pictures by flash (1) were NaN
 }
+# For graphs that compute in float32: TF32 keeps 10 of the 23 bits, and the tolerance of such a graph is 1e-4. Not for
+# others: it takes the tensor cores from convolutions in float16, too (ONNX Runtime's conv.cc).
+EXACT = {"use_tf32": "0"}
 # What cuBLAS sets aside for each of its two handles in a session: 8 MiB, where it takes 64 MiB by itself on an H100.
 # The three sessions of Stable Diffusion 1.5 need 352 MB less; no call was seen to take longer for it.
 # A variable of the process, so whoever else uses cuBLAS there (torch) follows it, unless it was set before.
@@ -47,8 +50,12 @@ class OnCpu(UserWarning):
     """This machine has an NVIDIA driver, but its GPU cannot be used as things are: the CPU is."""
 
 
-def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def open_session(
+    model: File, options: onnxruntime.SessionOptions, *, exact: bool = False
+) -> onnxruntime.InferenceSession:
     """A session for `model` on the first GPU; to be called in the device's thread.
+
+    With `exact`, for graphs that compute in float32, products are those of float32.
 
     Raises:
         BackendUnavailable: there is none, or the provider does not work here.
@@ -69,12 +76,13 @@ def open_session(model: File, options: onnxruntime.SessionOptions) -> onnxruntim
         weights = give_weights(model, options)
     except OutOfMemory as error:
         raise lacking(OutOfMemory(f"{model}: {error}")) from error
+    cuda = OPTIONS | EXACT if exact else OPTIONS
     try:
-        session = _open(model, options, OPTIONS)
+        session = _open(model, options, cuda)
     except Exception as error:
         if "graph capture" in str(error):  # which it refuses for a graph with an operator that has no CUDA kernel
             warnings.warn(NotCaptured(f"{model}: not all of it runs on the GPU, so it is slower"), stacklevel=2)
-            session = _open(model, options, OPTIONS | {"enable_cuda_graph": "0"})
+            session = _open(model, options, cuda | {"enable_cuda_graph": "0"})
         elif isinstance(raised := failed(str(model), "cuda", error), OutOfMemory):
             weights.clear()
             raise lacking(raised) from error

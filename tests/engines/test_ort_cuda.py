@@ -182,6 +182,15 @@ def test_a_graph_whose_launches_cannot_be_captured() -> None:
 
 
 @pytest.mark.usefixtures("with_gpu")
+def test_float32_is_no_tf32_and_float16_keeps_its_tensor_cores() -> None:
+    Session.errors.append("This session cannot use the graph capture feature as requested by the user")
+    with pytest.warns(ort_cuda.NotCaptured):
+        open_engine(MODEL, SPEC, device="cuda", building=Building(precision="float32")).close()
+    open_engine(MODEL, SPEC, device="cuda", building=Building(precision="float16")).close()
+    assert [options.get("use_tf32") for _, options in Session.asked] == ["0", "0", None]
+
+
+@pytest.mark.usefixtures("with_gpu")
 def test_errors_of_a_session() -> None:
     Session.errors += ["Failed to allocate memory for requested buffer of size 3", "no such operator"]
     with pytest.raises(OutOfMemory, match=r"tiny\.onnx: out of memory on cuda; take a smaller picture, fewer at once"):

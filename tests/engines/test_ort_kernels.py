@@ -165,7 +165,7 @@ def test_without_them_the_providers_own_dialect_is_opened(monkeypatch: pytest.Mo
 
     opened = []
 
-    def on_cpu(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    def on_cpu(model: Path, options: onnxruntime.SessionOptions, *, exact: bool) -> onnxruntime.InferenceSession:
         opened.append(model)
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -16,6 +16,7 @@ from edgediffusion.runtime.bundle import Bundle
 from edgediffusion.runtime.cli import main
 from edgediffusion.runtime.golden import golden_path, read_golden, verify
 from edgediffusion.runtime.manifest import MANIFEST
+from edgediffusion.runtime.pipeline import BUILTIN
 
 from .conftest import FUNCTIONS, SPECS, Opened
 
@@ -133,3 +134,8 @@ def test_outputs_that_are_larger_than_the_graphs(golden_bundle: Path) -> None:
     write_golden(golden_bundle, "unet", {"out_sample": np.zeros((1, 4, 2, 3), np.float32)})
     with Bundle.open(golden_bundle) as bundle:
         assert {check.component: check.error for check in verify(bundle)}["unet"] == np.inf
+
+
+@pytest.mark.gpu
+def test_the_built_in_model_agrees_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(BUILTIN), "--device", "cuda"]) == 0, capsys.readouterr().out
