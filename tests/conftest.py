@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,11 @@ TINY_VAE: dict[str, Any] = {
     "num_decoder_blocks": (1, 1, 1, 1),
 }
 EULER = SCHEDULER | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+
+
+def pytest_configure() -> None:
+    """Tests interrupt themselves and others, which a shell has what it starts in the background ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True, kw_only=True)
