@@ -102,8 +102,12 @@ def output(process: subprocess.Popen[str]) -> str:
 
 def ended(process: subprocess.Popen[str], status: int = 0, says: str = "") -> str:
     """What a process printed, once it has ended; it is one line where it failed."""
-    text = output(process)
-    assert process.returncode == status, text
+    return checked(output(process), process.returncode, status, says)
+
+
+def checked(text: str, returncode: int, status: int = 0, says: str = "") -> str:
+    """`text`, which a process printed that ended with `returncode`."""
+    assert returncode == status, text
     assert re.search(says, text), text
     assert "Traceback" not in text
     assert status != 2 or len(text.splitlines()) == 1, text

@@ -9,7 +9,7 @@ import pytest
 
 from edgediffusion.runtime.pipeline import BUILTIN
 
-from .conftest import DRAWING, STEPS, Machine, output, psnr, read, reference
+from .conftest import DRAWING, STEPS, Machine, checked, output, psnr, read, reference
 
 LEAST = 60  # dB, in float32: what rounds otherwise is below one of 255 levels
 HALF = 30
@@ -65,7 +65,7 @@ def test_options_of_the_builder(option: str, stocked: Machine) -> None:
     text = output(process)
     if "lean runtime is not installed" in text:
         pytest.skip(text)
-    assert process.returncode == 0, text
+    checked(text, process.returncode)
     assert option in stocked.engine("unet").recipe.flags
     assert psnr(stocked.draw(), reference()[0]) > LEAST
 
